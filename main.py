@@ -1,0 +1,54 @@
+"""Command line: `python main.py --config=configs/NAME.py[:ARGS] --workdir=DIR [--mode=MODE]`."""
+
+import logging
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
+flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+  """Runs the mode; ends the process with the exit code of `saol_jax.errors`."""
+  del argv
+  from saol_jax import errors
+  from saol_jax.evaluate import evaluate_workdir
+  from saol_jax.train import train_and_evaluate
+
+  logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)
+  logging.getLogger("saol_jax").setLevel(logging.INFO)
+  run = {"train": train_and_evaluate, "evaluate": evaluate_workdir}[FLAGS.mode]
+  code = 0
+  try:
+    run(FLAGS.config, FLAGS.workdir)
+  except (errors.UserError, errors.DivergedError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = error.code
+  except errors.Stopped as stopped:
+    print(f"{stopped} Run the same command again to go on.", file=sys.stderr)
+    code = stopped.code
+  if code:
+    # A compilation may still be going on in a thread, which would keep a normal exit waiting.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Like absl's own parser, but every mistake is one line and exit code 2."""
+  try:
+    return FLAGS(argv)
+  except Exception as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,98 @@
+"""Backbones by name."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+
+from saol_jax.errors import UserError
+
+Builder = Callable[..., nnx.Module]
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register(builder: Builder) -> Builder:
+  """Decorator: makes a builder known under the name of the function.
+
+  A builder takes `rngs`, `dtype`, `norm_group`, `last_stride` (with the family's default) and,
+  where the family has dropout, a parameter spelled `dropout`. It returns an `nnx.Module` with
+
+    stage_channels: tuple, channels of each stage map
+    stage_strides: tuple, total stride of each stage map relative to the image
+    __call__(images (B, H, W, 3), *, train: bool) -> tuple of (B, h, w, c), coarse last
+
+  Raises:
+    ValueError: another builder has that name.
+  """
+  name = builder.__name__
+  if name in _BUILDERS:
+    raise ValueError(f"two backbones are registered as {name!r}")
+  _BUILDERS[name] = builder
+  return builder
+
+
+def list_backbones() -> tuple[str, ...]:
+  """The names that `create_backbone` knows, sorted."""
+  return tuple(sorted(_BUILDERS))
+
+
+def create_backbone(
+  name: str,
+  *,
+  rngs: nnx.Rngs,
+  dtype: jnp.dtype = jnp.float32,
+  norm_group: int | None = None,
+  dropout: float = 0.0,
+  last_stride: int | None = None,
+) -> nnx.Module:
+  """Makes a backbone with random weights.
+
+  Inside `nnx.eval_shape` nothing is allocated, so that shapes and parameter counts are cheap.
+
+  Args:
+    name: one of `list_backbones()`.
+    rngs: source of the initial weights and of the first dropout keys.
+    dtype: of the computation and of the stage maps. Parameters and statistics are float32.
+    norm_group: examples a group of the batch normalisation; None for the whole batch.
+    dropout: share of the values dropped inside each block in training, in [0, 1).
+    last_stride: stride of the last stage, 1 or 2; None for the family's default.
+
+  Returns:
+    An `nnx.Module` with `stage_channels`, `stage_strides` and
+    `__call__(images (B, H, W, 3), *, train: bool) -> tuple of (B, h, w, c), coarse last`.
+
+  Raises:
+    UserError: unknown name, dropout out of range or in a family without it, other last_stride.
+  """
+  if name not in _BUILDERS:
+    close = difflib.get_close_matches(str(name), _BUILDERS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(
+      f"backbone {name!r} is unknown.{hint} Choose one of: {', '.join(list_backbones())}."
+    )
+  if not 0 <= dropout < 1:
+    raise UserError(f"dropout={dropout} is out of range: choose a share in [0, 1).")
+  if last_stride not in (None, 1, 2):
+    raise UserError(
+      f"last_stride={last_stride!r} is not possible: choose 1 or 2, "
+      "or None for the default of the backbone."
+    )
+  options = {"rngs": rngs, "dtype": dtype, "norm_group": norm_group}
+  if last_stride is not None:
+    options["last_stride"] = last_stride
+  if dropout:
+    if not _has_dropout(name):
+      others = ", ".join(filter(_has_dropout, list_backbones()))
+      raise UserError(
+        f"backbone {name!r} has no dropout, so dropout={dropout} would do nothing: "
+        f"set it to 0, or choose one of: {others}."
+      )
+    options["dropout"] = dropout
+  return _BUILDERS[name](**options)
+
+
+def _has_dropout(name: str) -> bool:
+  return "dropout" in inspect.signature(_BUILDERS[name]).parameters

@@ -1,0 +1,205 @@
+"""Checkpoints: asynchronous, atomic, verified; the latest 2 and the best 1 are kept."""
+
+import logging
+import pathlib
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from saol_jax.errors import UserError
+from saol_jax.train_step import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `workdir/checkpoints/STEP`.
+
+  A checkpoint is the TrainState and a checksum of each of its arrays, which restoring verifies.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path, scores: Mapping[int, float], *, read_only: bool = False
+  ):
+    """Opens the folder.
+
+    Args:
+      workdir: of the run.
+      scores: evaluation score by step, higher is better; may grow while the run goes on. The
+        checkpoint with the best score is kept.
+      read_only: for looking at a run that may still be going on.
+    """
+    self._directory = workdir.absolute() / "checkpoints"
+    self._set_aside = workdir.absolute() / "damaged_checkpoints"
+    self._scores = scores
+    self._read_only = read_only
+    policies = [preservation_policy.LatestN(2), _KeepBest(scores)]
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        read_only=read_only,
+      ),
+    )
+    self._last_good = self.latest
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps with a checkpoint, in order."""
+    return sorted(self._manager.all_steps())
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the newest checkpoint; None without any."""
+    return max(self.steps, default=None)
+
+  @property
+  def best(self) -> int | None:
+    """Step of the checkpoint with the best score; None where none was evaluated."""
+    return _best(self.steps, self._scores)
+
+  def save(self, state: TrainState) -> None:
+    """Starts to save a state, unless its step is saved already. Waits for the one before.
+
+    Raises:
+      UserError: this save or the one before could not be written.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.wait_until_finished()
+      self._last_good = self.latest
+      items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(_checksums(state))
+      )
+      self._manager.save(step, args=items)
+    except Exception as error:
+      raise self._save_failed(error) from error
+
+  def wait(self) -> None:
+    """Waits until the last save is on disk.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._save_failed(error) from error
+    self._last_good = self.latest
+
+  def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    """Restores a checkpoint.
+
+    Args:
+      like: a state of the wanted structure, arrays or `jax.ShapeDtypeStruct`s with shardings.
+      step: which one; None for the newest that is intact, with a loud warning if others had to be
+        passed over. These are moved to `workdir/damaged_checkpoints`, unless read-only.
+
+    Raises:
+      UserError: the checkpoint is damaged, or all are.
+    """
+    steps = self.steps[::-1] if step is None else [step]
+    damaged: dict[int, Exception] = {}
+    for candidate in steps:
+      try:
+        state = self._read(candidate, like)
+      except Exception as error:
+        logger.warning("DAMAGED CHECKPOINT: step %d cannot be restored: %s", candidate, error)
+        damaged[candidate] = error
+        continue
+      self._pass_over(damaged, candidate)
+      return state
+    reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
+    raise UserError(
+      f"No checkpoint under {self._directory} could be restored ({reasons}). "
+      "Restore the folder from a backup, or train anew with another --workdir."
+    )
+
+  def close(self) -> None:
+    """Waits for the last save and lets go of the folder."""
+    self._manager.close()
+
+  def _read(self, step: int, like: TrainState) -> TrainState:
+    items = ocp.args.Composite(
+      state=ocp.args.StandardRestore(like), checksums=ocp.args.JsonRestore()
+    )
+    restored = self._manager.restore(step, args=items)
+    found = _checksums(restored["state"])
+    wrong = [name for name, value in restored["checksums"].items() if found.get(name) != value]
+    if wrong:
+      raise ValueError(f"the content of {wrong[0]} is not what was saved (checksums differ)")
+    return restored["state"]
+
+  def _pass_over(self, damaged: Mapping[int, Exception], used: int) -> None:
+    if not damaged:
+      return
+    logger.warning("DAMAGED CHECKPOINT: going on from the one before, step %d", used)
+    if self._read_only:
+      return
+    self._set_aside.mkdir(exist_ok=True)
+    for step in damaged:
+      target = self._set_aside / str(step)
+      number = 1
+      while target.exists():
+        number += 1
+        target = self._set_aside / f"{step}-{number}"
+      shutil.move(self._directory / str(step), target)
+      logger.warning("DAMAGED CHECKPOINT: moved step %d to %s", step, target)
+    self._manager.reload()
+
+  def _save_failed(self, error: Exception) -> UserError:
+    kept = "there was none before"
+    if self._last_good is not None:
+      kept = f"the one before is intact: {self._directory / str(self._last_good)}"
+    return UserError(
+      f"A checkpoint could not be saved under {self._directory}: {_first_line(error)}; {kept}. "
+      "Free some space or mend the folder, then run the same command again to go on from there."
+    )
+
+
+class _KeepBest(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint with the best score.
+
+  Orbax's own BestN wants the score when a checkpoint is saved; ours is known only afterwards, since
+  a state is saved before it is evaluated, so that a stop during the evaluation loses nothing.
+  """
+
+  def __init__(self, scores: Mapping[int, float]):
+    self._scores = scores
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    best = _best([checkpoint.step for checkpoint in checkpoints], self._scores)
+    return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
+  """The step with the highest score, the first of equals."""
+  scored = [step for step in sorted(steps) if step in scores]
+  return max(scored, key=lambda step: scores[step], default=None)
+
+
+def _checksums(state: TrainState) -> dict[str, int]:
+  """CRC-32 of each array, by its path."""
+  return {
+    jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_bytes(leaf)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def _bytes(leaf: jax.Array) -> np.ndarray:
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf)
+
+
+def _first_line(error: BaseException) -> str:
+  """What went wrong, in one line."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,176 @@
+"""Every field that a config has, its meaning, and the checks that need no data."""
+
+import jax
+import ml_collections
+
+from saol_jax.errors import UserError
+
+# Fields that change how a run is watched or where its data lies, but not what it computes: a
+# stopped run may go on with other values of these.
+WATCHING = (
+  "log_every_steps",
+  "eval_every_steps",
+  "checkpoint_every_steps",
+  "eval_batch_size",
+  "data.data_dir",
+  "evaluate.checkpoint",
+  "evaluate.split",
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The fields of every config; a recipe in `configs/` changes what it needs."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0  # of initialisation, order, augmentation, CutMix and dropout
+  config.dtype = "auto"  # of the computation: float32, bfloat16; auto: bfloat16 but on a CPU
+  config.batch_size = 128  # images a step, over all devices
+  config.eval_batch_size = 500  # images an evaluation step, over all devices
+  config.num_epochs = 200.0  # length of the run; num_train_steps overrides it
+  config.num_train_steps = 0  # length of the run in steps; 0: from num_epochs
+  config.log_every_steps = 100  # steps between lines of progress
+  config.eval_every_steps = 2000  # steps between evaluations; the last step is always evaluated
+  config.checkpoint_every_steps = 2000  # steps between checkpoints, beside one at each evaluation
+
+  config.model = model = ml_collections.ConfigDict()
+  model.name = "wrn_40_2"  # backbone, see saol_jax.list_backbones()
+  model.head = "saol"  # saol: SAOL and GAP-FC side by side; gap: GAP-FC alone, the baseline
+  model.width = 128  # channels of SAOL's laterals and hidden layers
+  model.kernel_size = 3  # of SAOL's attention, mask and class convolutions
+  model.lateral_kernel_size = 1  # of SAOL's lateral convolutions
+  model.dropout = 0.0  # rate inside the blocks, for backbones that have it
+  model.last_stride = 0  # 1 or 2, of the last stage; 0: the backbone's own
+  model.norm_group = 0  # examples a batch-norm group; 0: the whole batch
+
+  config.loss = loss = ml_collections.ConfigDict()
+  loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out
+  loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
+  loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
+  loss.distillation_beta = 0.5  # weight of the label inside L_SD
+  loss.label_smoothing = 0.0  # share of each label spread over all classes
+
+  config.cutmix = cutmix = ml_collections.ConfigDict()
+  cutmix.prob = 1.0  # probability that an image is mixed; 0: no CutMix
+  cutmix.alpha = 1.0  # of the Beta(alpha, alpha) that draws the area
+  cutmix.per_example = True  # a box for each image, or one for the whole batch
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = "cifar100"  # digit_scenes, cifar10, cifar100
+  data.data_dir = ""  # where TFDS prepared it; empty: TFDS's default
+  data.validation = 0.0  # share of train held out for evaluation during training; 0: use test
+  data.flip = True  # mirror half of the training images
+  data.crop_padding = 4  # pixels of black around a training image before it is cropped back
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = "sgd"  # sgd (Nesterov) or adamw
+  optimizer.learning_rate = 0.1  # the highest
+  optimizer.momentum = 0.9  # of sgd; beta_1 of adamw
+  optimizer.weight_decay = 5e-4  # added to the gradient (sgd) or decoupled (adamw)
+  optimizer.decay_all = False  # decay scales and biases too, as the reference codes do
+  optimizer.schedule = "cosine"  # cosine, step, one_cycle or constant
+  optimizer.warmup_share = 0.0  # share of the run with a linear warm-up; one_cycle has its own
+  optimizer.milestones = (0.3, 0.6, 0.8)  # of schedule step: shares of the run
+  optimizer.decay_factor = 0.2  # of schedule step: factor at each milestone
+  optimizer.clip_norm = 0.0  # longest gradient; 0: no clipping
+  optimizer.accumulate = 1  # parts that a batch is computed in, to save memory
+  optimizer.ema_decay = 0.0  # of the moving average of parameters and statistics; 0: none
+
+  config.evaluate = evaluate = ml_collections.ConfigDict()
+  evaluate.checkpoint = "latest"  # of --mode=evaluate: latest or best
+  evaluate.split = "auto"  # of --mode=evaluate: validation, test; auto: as during training
+  return config
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Checks the values that can be checked without data, and replaces `dtype="auto"`.
+
+  Returns:
+    A frozen-layout copy: what is saved in the workdir and compared on resume.
+
+  Raises:
+    UserError: names the first bad field.
+  """
+  config = config.copy_and_resolve_references()
+  model, loss, cutmix, optimizer = config.model, config.loss, config.cutmix, config.optimizer
+  if config.dtype == "auto":
+    config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+  _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
+  _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
+  _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
+  for name in ("batch_size", "eval_batch_size", "log_every_steps", "eval_every_steps",
+               "checkpoint_every_steps", "model.width", "optimizer.accumulate"):  # fmt: skip
+    _at_least(name, _get(config, name), 1)
+  for name in ("seed", "num_train_steps", "model.norm_group", "data.crop_padding",
+               "loss.mask_weight", "loss.consistency_weight", "loss.distillation_weight",
+               "loss.distillation_beta", "optimizer.weight_decay", "optimizer.clip_norm"):  # fmt: skip
+    _at_least(name, _get(config, name), 0)
+  for name in ("model.dropout", "loss.label_smoothing", "data.validation", "optimizer.momentum",
+               "optimizer.warmup_share", "optimizer.ema_decay"):  # fmt: skip
+    _below_one(name, _get(config, name))
+  for name in ("model.kernel_size", "model.lateral_kernel_size"):
+    if _get(config, name) < 1 or _get(config, name) % 2 == 0:
+      raise UserError(f"{name}={_get(config, name)}; expected an odd number, such as 1 or 3")
+  if not 0 <= cutmix.prob <= 1:
+    raise UserError(f"cutmix.prob={cutmix.prob}; expected a probability from 0 to 1")
+  for name in ("cutmix.alpha", "optimizer.learning_rate", "optimizer.decay_factor"):
+    if not _get(config, name) > 0:
+      raise UserError(f"{name}={_get(config, name)}; expected a positive number")
+  if not config.num_train_steps and not config.num_epochs > 0:
+    raise UserError(
+      f"num_epochs={config.num_epochs} and num_train_steps={config.num_train_steps}; "
+      "expected one of them to be positive"
+    )
+  if model.head == "saol" and cutmix.prob == 0 and (loss.mask_weight or loss.consistency_weight):
+    raise UserError(
+      "cutmix.prob=0 leaves nothing for L_SS1 and L_SS2 to learn from; set it higher, or use "
+      "--config.loss.mask_weight=0 --config.loss.consistency_weight=0"
+    )
+  milestones = tuple(optimizer.milestones)
+  if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(set(milestones)):
+    raise UserError(
+      f"optimizer.milestones={milestones}; expected rising shares of the run between 0 and 1"
+    )
+  return config
+
+
+def differences(
+  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> dict[str, tuple[object, object]]:
+  """Fields that matter to what a run computes and differ: name -> (old, new)."""
+  old, new = _flat(old), _flat(new)
+  return {
+    name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
+    for name in sorted(old.keys() | new.keys())
+    if name not in WATCHING and old.get(name, ...) != new.get(name, ...)
+  }
+
+
+def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+  fields = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      fields |= _flat(value, f"{prefix}{name}.")
+    else:
+      fields[prefix + name] = list(value) if isinstance(value, tuple) else value
+  return fields
+
+
+def _get(config: ml_collections.ConfigDict, name: str) -> float:
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+  if value not in known:
+    raise UserError(f"{name}={value!r} is unknown; expected one of {', '.join(known)}")
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+  if not value >= least:
+    raise UserError(f"{name}={value}; expected {least} or more")
+
+
+def _below_one(name: str, value: float) -> None:
+  if not 0 <= value < 1:
+    raise UserError(f"{name}={value}; expected a number from 0 to below 1")

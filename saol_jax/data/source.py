@@ -1,0 +1,141 @@
+"""What every data set looks like to the rest of the code: random access to one split."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from saol_jax.errors import UserError
+
+# Not the run's seed: every run of a study must hold out the same examples.
+_HOLD_OUT_SEED = 20200619
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+  """What is true of a whole data set.
+
+  Attributes:
+    class_names: K names, by label.
+    mean: three channel means of the training images, as a share of 255.
+    std: three channel standard deviations, likewise.
+    flip: whether a mirrored image keeps its label (digits do not).
+  """
+
+  class_names: tuple[str, ...]
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+  """A split that lives in memory.
+
+  Attributes:
+    images: (N, H, W, 3) uint8.
+    labels: (N,) int32, in [0, K).
+    info: the data set's.
+    boxes: (N, 4) int32, y_min, x_min, y_max, x_max in pixels, max exclusive; None where unknown.
+
+  Raises:
+    UserError: an array has another shape or dtype, or a label or a box is out of range.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  info: DatasetInfo
+  boxes: np.ndarray | None = None
+
+  def __post_init__(self):
+    n = len(self.images)
+    _check_array("images", self.images, "(N, H, W, 3)", np.uint8)
+    if self.images.ndim != 4 or self.images.shape[3] != 3:
+      raise UserError(f"images have shape {self.images.shape}, expected (N, H, W, 3)")
+    _check_array("labels", self.labels, (n,), np.int32)
+    _check_labels(self.labels, len(self.info.class_names))
+    if self.boxes is not None:
+      _check_array("boxes", self.boxes, (n, 4), np.int32)
+      _check_boxes(self.boxes, *self.images.shape[1:3])
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, indices: np.ndarray) -> Mapping[str, np.ndarray]:
+    """The examples at `indices` (n,): image (n, H, W, 3) uint8, label (n,) int32, perhaps box."""
+    batch = {"image": self.images[indices], "label": self.labels[indices]}
+    if self.boxes is not None:
+      batch["box"] = self.boxes[indices]
+    return batch
+
+
+def held_out(labels: np.ndarray, share: float) -> np.ndarray:
+  """Picks the examples that validation takes from a training split.
+
+  The same share of every class (rounded), by a permutation of fixed seed: the choice depends on
+  `labels` and `share` alone, never on the run's seed, and a larger share contains a smaller one.
+
+  Args:
+    labels: (N,) integers.
+    share: in [0, 1).
+
+  Returns:
+    (N,) bool, True where held out.
+  """
+  rng = np.random.default_rng(_HOLD_OUT_SEED)
+  mask = np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    members = rng.permutation(np.flatnonzero(labels == label))
+    mask[members[: round(share * len(members))]] = True
+  return mask
+
+
+def train_or_validation(labels: np.ndarray, split: str, validation: float) -> np.ndarray:
+  """Tells which training examples belong to a split once `validation` of them is held out.
+
+  Args:
+    labels: (N,) integers, of all training examples.
+    split: "train" or "validation".
+    validation: the share of train held out.
+
+  Returns:
+    (N,) bool.
+
+  Raises:
+    UserError: `validation` is positive and leaves one of the two splits empty.
+  """
+  mask = held_out(labels, validation)
+  if validation > 0 and (not mask.any() or mask.all()):
+    raise UserError(
+      f"data.validation={validation} of {len(labels)} training examples holds out {mask.sum()} of "
+      "them; choose a share that leaves both train and validation something, such as "
+      "--config.data.validation=0.1"
+    )
+  return mask if split == "validation" else ~mask
+
+
+def _check_array(name: str, array: np.ndarray, shape: tuple[int, ...] | str, dtype: type):
+  if array.dtype != dtype:
+    raise UserError(f"{name} have dtype {array.dtype}, expected {np.dtype(dtype)}")
+  if not isinstance(shape, str) and array.shape != shape:
+    raise UserError(f"{name} have shape {array.shape}, expected {shape}, one for each image")
+
+
+def _check_labels(labels: np.ndarray, num_classes: int):
+  bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if bad.size:
+    raise UserError(
+      f"example {bad[0]} has the label {labels[bad[0]]}, but there are {num_classes} classes: "
+      f"labels must lie in 0..{num_classes - 1}. {bad.size} of {labels.size} examples are outside."
+    )
+
+
+def _check_boxes(boxes: np.ndarray, height: int, width: int):
+  y_min, x_min, y_max, x_max = boxes.T
+  inside = (y_min >= 0) & (x_min >= 0) & (y_max <= height) & (x_max <= width)
+  bad = np.flatnonzero(~(inside & (y_min < y_max) & (x_min < x_max)))
+  if bad.size:
+    raise UserError(
+      f"example {bad[0]} has the box {boxes[bad[0]].tolist()}, expected y_min < y_max <= {height} "
+      f"and x_min < x_max <= {width}, in pixels. {bad.size} of {len(boxes)} boxes are wrong."
+    )

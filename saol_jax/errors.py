@@ -1,0 +1,24 @@
+"""How a run can end early; `main.py` prints the message without a traceback and exits with `code`.
+
+  2   bad input, or a disk or folder that cannot be used
+  3   a loss or gradient was not finite
+  75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
+"""
+
+
+class UserError(Exception):
+  """Bad input: the message names the value, what was expected, and how to mend it."""
+
+  code = 2
+
+
+class DivergedError(Exception):
+  """A loss or the gradient was not finite."""
+
+  code = 3
+
+
+class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
+  """The run was asked to stop, and did."""
+
+  code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -1,0 +1,118 @@
+"""Evaluation: every example counts exactly once, for each head, with and without averaging."""
+
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import ml_collections
+
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import resolve
+from saol_jax.data import ArraySource
+from saol_jax.data.loader import padded_batches
+from saol_jax.errors import UserError
+from saol_jax.experiment import Experiment
+from saol_jax.metrics import classification_scores
+from saol_jax.runlog import read_records, scores
+from saol_jax.train_step import TrainState
+from saol_jax.workdir import check_config
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def evaluate(
+  experiment: Experiment,
+  state: TrainState,
+  source: ArraySource,
+  prefix: str,
+  *,
+  check_stop: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+  """Scores a state on a whole split.
+
+  Args:
+    experiment: what to evaluate with.
+    state: whose variables, and their moving average where it is on.
+    source: the examples.
+    prefix: of the result's keys, such as "eval".
+    check_stop: called between batches; may raise.
+
+  Returns:
+    `PREFIX/HEAD_SCORE`, and `PREFIX/ema_HEAD_SCORE` for the moving average, for each trained head
+    and each of `metrics.classification_scores`.
+  """
+  candidates = {"": state.variables}
+  if state.ema is not None:
+    candidates["ema_"] = state.ema
+  results = {}
+  for name, variables in candidates.items():
+    sums, last_line = None, time.monotonic()
+    for number, batch in enumerate(padded_batches(source, experiment.eval_batch_size)):
+      check_stop()
+      new = experiment.eval_step(variables, experiment.put(batch))
+      sums = new if sums is None else jax.tree.map(jax.numpy.add, sums, new)
+      # Waiting bounds the queue of the device, and lets a stop request through soon.
+      jax.block_until_ready(sums)
+      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+        last_line = time.monotonic()
+        done = min((number + 1) * experiment.eval_batch_size, len(source))
+        logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
+    for head, head_sums in jax.device_get(sums).items():
+      for score, value in classification_scores(head_sums).items():
+        results[f"{prefix}/{name}{head}_{score}"] = value
+  return results
+
+
+def describe(results: dict[str, float]) -> str:
+  """One line of evaluation results: percent for shares, nats for the likelihood."""
+  parts = []
+  for name, value in results.items():
+    short = name.split("/")[-1]
+    if short.endswith(("_top1", "_ece")):
+      parts.append(f"{short} {100 * value:.2f} %")
+    elif short.endswith("_nll"):
+      parts.append(f"{short} {value:.3f}")
+  return "  ".join(parts)
+
+
+def evaluate_workdir(
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> dict[str, float]:
+  """`--mode=evaluate`: scores a checkpoint of a finished or running run.
+
+  Reproduces the number that training logged at that step, and writes it to
+  `workdir/evaluation_SPLIT_CHECKPOINT.json`. Nothing else in the workdir changes.
+
+  Raises:
+    UserError: no checkpoint there, or one of another config.
+  """
+  config, workdir = resolve(config), pathlib.Path(workdir)
+  check_config(config, workdir)
+  experiment = Experiment(config)
+  wanted = config.evaluate.checkpoint
+  split = experiment.eval_split if config.evaluate.split == "auto" else config.evaluate.split
+  source = experiment.source(split)
+
+  by_step = scores(read_records(workdir / "metrics.jsonl"), experiment.score_name)
+  if not (workdir / "checkpoints").is_dir():
+    raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
+  checkpoints = Checkpoints(workdir, by_step, read_only=True)
+  step = checkpoints.best if wanted == "best" else checkpoints.latest
+  if step is None:
+    raise UserError(
+      f"{workdir} has no {'evaluated ' if wanted == 'best' else ''}checkpoint; train first, with "
+      "--mode=train"
+    )
+  state = checkpoints.restore(experiment.abstract_state(), step if wanted == "best" else None)
+  checkpoints.close()
+  logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
+  results = evaluate(experiment, state, source, split)
+  path = workdir / f"evaluation_{split}_{wanted}.json"
+  path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+  logger.info("%s\nwritten to %s", describe(results), path)
+  return results

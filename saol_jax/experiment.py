@@ -1,0 +1,173 @@
+"""A config made real: data, model, optimizer and compiled functions, checked against each other."""
+
+import logging
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from saol_jax.data import ArraySource, load_source
+from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
+from saol_jax.errors import UserError
+from saol_jax.model import FunctionalModel, create_model
+from saol_jax.optimizer import make_optimizer, make_schedule
+from saol_jax.train_step import (
+  TrainState,
+  examples_kept_together,
+  loss_weights,
+  make_eval_step,
+  make_init,
+  make_train_step,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment:
+  """What training and evaluation share.
+
+  Attributes:
+    config: resolved.
+    train: the training split.
+    info: of the data set.
+    mesh: of all devices.
+    model: as pure functions.
+    heads: those that are trained, the main one first.
+    num_train_steps: length of the run.
+    schedule: learning rate by step.
+    init, train_step, eval_step: jitted, see `train_step`.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    """Loads the training data and builds everything from a resolved config.
+
+    Raises:
+      UserError: unknown names, data that is not there, or sizes that do not fit together.
+    """
+    self.config = config
+    self.mesh = data_mesh()
+    _check_batch_size(config, self.mesh.size)
+    self.train = self.source("train")
+    self.info = self.train.info
+    self.model = FunctionalModel(self._create)
+    self._check_image_size()
+    self.heads = ("gap",)
+    if config.model.head == "saol":
+      self.heads = ("saol", "gap") if "distillation" in loss_weights(config) else ("saol",)
+    epochs_in_steps = round(config.num_epochs * len(self.train) / config.batch_size)
+    self.num_train_steps = config.num_train_steps or max(epochs_in_steps, 1)
+    self.schedule = make_schedule(config.optimizer, self.num_train_steps)
+    optimizer = make_optimizer(config.optimizer, self.schedule)
+    self.init = make_init(config, self.model, optimizer, self.mesh)
+    self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
+    self.eval_step = make_eval_step(self.info, self.model, self.heads, self.mesh)
+
+  @property
+  def eval_split(self) -> str:
+    """The split that is evaluated during training."""
+    return "validation" if self.config.data.validation else "test"
+
+  @property
+  def eval_batch_size(self) -> int:
+    """The configured one, rounded up to a multiple of the devices."""
+    return -(-self.config.eval_batch_size // self.mesh.size) * self.mesh.size
+
+  @property
+  def score_name(self) -> str:
+    """The metric by which the best checkpoint is chosen."""
+    prefix = "ema_" if self.config.optimizer.ema_decay else ""
+    return f"eval/{prefix}{self.heads[0]}_top1"
+
+  def source(self, split: str) -> ArraySource:
+    """Loads a split of the data set."""
+    data = self.config.data
+    return load_source(
+      data.name, split, data_dir=data.data_dir or None, validation=data.validation
+    )
+
+  def abstract_state(self) -> TrainState:
+    """Shapes, types and shardings of the state, without computing it."""
+    sharding = replicated(self.mesh)
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      jax.eval_shape(self.init),
+    )
+
+  def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """What the steps need of a batch (image, label, mask), split over the devices."""
+    return put_batch(
+      self.mesh, {name: batch[name] for name in ("image", "label", "mask") if name in batch}
+    )
+
+  def compile(self) -> None:
+    """Compiles both steps now rather than at their first call, for the sizes of the config."""
+    state, batch_size = self.abstract_state(), self.config.batch_size
+    shapes = {"image": (self.train.images.shape[1:], jnp.uint8), "label": ((), jnp.int32)}
+    batch, eval_batch = (
+      {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split_batch(self.mesh))
+        for name, (shape, dtype) in {**shapes, **more}.items()
+      }
+      for size, more in ((batch_size, {}), (self.eval_batch_size, {"mask": ((), jnp.float32)}))
+    )
+    self.train_step = self.train_step.lower(state, batch).compile()
+    self.eval_step = self.eval_step.lower(state.variables, eval_batch).compile()
+
+  def _create(self, rngs: nnx.Rngs) -> nnx.Module:
+    options = self.config.model
+    return create_model(
+      options.name,
+      len(self.info.class_names),
+      head=options.head,
+      width=options.width,
+      kernel_size=options.kernel_size,
+      lateral_kernel_size=options.lateral_kernel_size,
+      mask_branch="mask" in loss_weights(self.config),
+      dropout=options.dropout,
+      last_stride=options.last_stride or None,
+      norm_group=options.norm_group or None,
+      dtype=jnp.dtype(self.config.dtype),
+      rngs=rngs,
+    )
+
+  def _check_image_size(self) -> None:
+    """Raises UserError where the last stage is too small to say anything of places."""
+    height, width = self.train.images.shape[1:3]
+    model = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
+    stride = model.backbone.stage_strides[-1]
+    cells = 2 if self.config.model.head == "saol" else 1
+    if min(height, width) < cells * stride:
+      raise UserError(
+        f"Images of {height} x {width} pixels are too small for model.name="
+        f"{self.config.model.name!r} with head {self.config.model.head!r}: its last stage has "
+        f"stride {stride}, so at least {cells * stride} x {cells * stride} are needed. Use a "
+        "backbone with a smaller stride, or --config.model.last_stride=1"
+      )
+
+
+def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises UserError where the batch cannot be divided as the config wants."""
+  size, parts = config.batch_size, config.optimizer.accumulate
+  group = config.model.norm_group
+  for divisor, what in (
+    (devices, f"the {devices} devices"),
+    (parts, f"optimizer.accumulate={parts}"),
+    (group or 1, f"model.norm_group={group}"),
+    (2 if config.cutmix.prob else 1, "CutMix's pairs"),
+    (parts * examples_kept_together(config), "pairs and norm groups in each accumulated part"),
+  ):
+    if size % divisor:
+      raise UserError(
+        f"batch_size={size} cannot be divided by {what}; expected a multiple of {divisor}, such as "
+        f"--config.batch_size={-(-size // divisor) * divisor}"
+      )
+  if size // devices % (parts * examples_kept_together(config)):
+    logger.warning(
+      "batch_size=%d on %d devices splits CutMix pairs or norm groups between devices: the result "
+      "is the same, but they will have to exchange images or statistics in every step",
+      size,
+      devices,
+    )

@@ -1,0 +1,99 @@
+"""What a run leaves for a person to look at: pictures and a short summary."""
+
+import logging
+import pathlib
+import statistics
+
+import jax
+import numpy as np
+
+from saol_jax.data import ArraySource
+from saol_jax.data.augment import normalise
+from saol_jax.experiment import Experiment
+from saol_jax.localization import boxes_from_maps, score_maps
+from saol_jax.report import draw_curves, draw_predictions, summary
+from saol_jax.train_step import TrainState
+
+logger = logging.getLogger(__name__)
+
+_NUM_PICTURES = 16
+_BOX_MAP, _BOX_THRESHOLD = "class", 0.5
+
+
+def finish(
+  experiment: Experiment,
+  state: TrainState,
+  source: ArraySource,
+  records: list[dict[str, float]],
+  workdir: pathlib.Path,
+) -> str:
+  """Writes `curves.png` and, with SAOL, `predictions.png`.
+
+  Args:
+    experiment: the run's.
+    state: after the last step.
+    source: the evaluation split.
+    records: of `metrics.jsonl`.
+    workdir: where the pictures go.
+
+  Returns:
+    A summary to print.
+  """
+  files = {
+    "checkpoints": str(workdir / "checkpoints"),
+    "metrics": str(workdir / "metrics.jsonl"),
+    "TensorBoard": f"tensorboard --logdir {workdir}",
+    "curves": str(workdir / "curves.png"),
+  }
+  draw_curves(workdir / "curves.png", records)
+  if experiment.config.model.head == "saol":
+    files["predictions"] = str(workdir / "predictions.png")
+    _draw_examples(experiment, state, source, workdir / "predictions.png")
+
+  final = next(record for record in reversed(records) if experiment.score_name in record)
+  rates = [r["time/images_per_second"] for r in records if "time/images_per_second" in r]
+  return summary(
+    heads={
+      name.removeprefix("eval/").removesuffix("_top1"): value
+      for name, value in final.items()
+      if name.startswith("eval/") and name.endswith("_top1")
+    },
+    seconds=final["time/elapsed_seconds"],
+    images_per_second=statistics.median(rates) if rates else 0.0,
+    files=files,
+    next_commands=[],
+  )
+
+
+def _draw_examples(
+  experiment: Experiment, state: TrainState, source: ArraySource, path: pathlib.Path
+) -> None:
+  """A grid of evaluation images with their maps and boxes."""
+  chosen = np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES]
+  batch = source[np.sort(chosen)]
+  variables = state.variables if state.ema is None else state.ema
+
+  @jax.jit
+  def predict(variables, images):
+    images = normalise(images, experiment.info.mean, experiment.info.std)
+    return experiment.model.apply(variables, images, train=False)[0].spatial
+
+  output = jax.device_get(predict(variables, batch["image"]))
+  predicted = output.log_probs.argmax(-1)
+  each = np.arange(len(predicted))
+  class_maps = np.exp(output.spatial_log_probs[each, :, :, predicted])
+  maps = score_maps(output.attention, class_maps)
+  size = batch["image"].shape[1:3]
+  draw_predictions(
+    path,
+    batch["image"],
+    labels=batch["label"],
+    predicted=predicted,
+    probabilities=np.exp(output.log_probs[each, predicted]),
+    class_names=experiment.info.class_names,
+    attention=output.attention,
+    class_maps=class_maps,
+    boxes=boxes_from_maps(maps[_BOX_MAP], size, _BOX_THRESHOLD),
+    true_boxes=batch.get("box"),
+    title=f"{experiment.config.model.name} on {experiment.config.data.name}",
+  )

@@ -1,0 +1,84 @@
+"""The four losses of SAOL, each a pure function that returns one number an example.
+
+  L = L_SL + L_SS1 + L_SS2 + L_SD
+
+SAOL (Kim et al. 2020), section 3.2 and 3.3. B batch, K classes, H x W the output grid.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def soft_cross_entropy(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+  """L_SL: cross-entropy of a distribution with a soft label, `-sum_k t_k log y_k`.
+
+  Args:
+    log_probs: (B, K), log of the predicted distribution (never logits).
+    targets: (B, K), non-negative, rows sum to 1.
+
+  Returns:
+    (B,) in nats.
+  """
+  return -jnp.sum(targets * log_probs, axis=-1)
+
+
+def mask_loss(mask_logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """L_SS1: can the network tell which cells were pasted? Mean binary cross-entropy over cells.
+
+  Args:
+    mask_logits: (B, H, W), any real numbers.
+    mask: (B, H, W) in [0, 1], the pasted share of each cell; all 0 for an unmixed image.
+
+  Returns:
+    (B,) in nats.
+  """
+  return optax.sigmoid_binary_cross_entropy(mask_logits, mask).mean((1, 2))
+
+
+def consistency_loss(
+  spatial_log_probs: jax.Array, target_spatial_log_probs: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """L_SS2: a pasted region must be read as it was read in the image that it came from.
+
+    sum_ij M_ij KL(target_ij, prediction_ij) / max(sum_ij M_ij, 1)
+
+  Args:
+    spatial_log_probs: (B, H, W, K), of the mixed images.
+    target_spatial_log_probs: (B, H, W, K), of the unmixed images that the regions were cut from,
+      at the same places. A fixed target: no gradient flows into it.
+    mask: (B, H, W) in [0, 1], the pasted share of each cell.
+
+  Returns:
+    (B,) in nats; 0 where nothing was pasted.
+
+  The paper leaves the direction of the divergence open; the target comes first here, which is
+  cross-entropy up to a constant.
+  """
+  target = jax.lax.stop_gradient(target_spatial_log_probs)
+  cells = _kl_divergence(target, spatial_log_probs)
+  return jnp.sum(mask * cells, (1, 2)) / jnp.maximum(jnp.sum(mask, (1, 2)), 1.0)
+
+
+def self_distillation_loss(
+  saol_log_probs: jax.Array, gap_logits: jax.Array, targets: jax.Array, beta: float = 0.5
+) -> jax.Array:
+  """L_SD: teaches GAP-FC what SAOL knows, `KL(y_SAOL, y_GAP) + beta * CE(y_GAP, y)`.
+
+  Args:
+    saol_log_probs: (B, K). A fixed target: no gradient flows into it.
+    gap_logits: (B, K), any real numbers.
+    targets: (B, K), the (mixed) labels y.
+    beta: weight of the cross-entropy with the label.
+
+  Returns:
+    (B,) in nats.
+  """
+  teacher = jax.lax.stop_gradient(saol_log_probs)
+  student = jax.nn.log_softmax(gap_logits)
+  return _kl_divergence(teacher, student) + beta * soft_cross_entropy(student, targets)
+
+
+def _kl_divergence(target: jax.Array, prediction: jax.Array) -> jax.Array:
+  """`sum_k p_k (log p_k - log q_k)` of log-distributions p, q (..., K)."""
+  return jnp.sum(jnp.exp(target) * (target - prediction), axis=-1)

@@ -1,0 +1,167 @@
+"""A backbone with its output layers, and the same as pure functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from saol_jax.backbones import create_backbone
+from saol_jax.errors import UserError
+from saol_jax.heads import SAOL, GapFC, SpatialOutput
+
+HEADS = ("saol", "gap")
+
+
+@struct.dataclass
+class ModelOutput:
+  """What a classifier says of a batch of images.
+
+  Attributes:
+    gap_logits: (B, K) float32, of GAP-FC.
+    spatial: of SAOL; None for `head="gap"`.
+  """
+
+  gap_logits: jax.Array
+  spatial: SpatialOutput | None
+
+
+class Classifier(nnx.Module):
+  """A backbone with GAP-FC on its last stage and, if wanted, SAOL on its last stages."""
+
+  def __init__(self, backbone: nnx.Module, gap: GapFC, saol: SAOL | None):
+    self.backbone = backbone
+    self.gap = gap
+    self.saol = saol
+
+  def __call__(self, images: jax.Array, *, train: bool) -> ModelOutput:
+    """Classifies images (B, H, W, 3), normalised floats."""
+    stages = self.backbone(images, train=train)
+    spatial = self.saol(stages, train=train) if self.saol is not None else None
+    return ModelOutput(gap_logits=self.gap(stages[-1]), spatial=spatial)
+
+
+def create_model(
+  name: str | nnx.Module,
+  num_classes: int,
+  *,
+  head: str = "saol",
+  width: int = 128,
+  kernel_size: int = 3,
+  lateral_kernel_size: int = 1,
+  mask_branch: bool = True,
+  dropout: float = 0.0,
+  last_stride: int | None = None,
+  norm_group: int | None = None,
+  dtype: jnp.dtype = jnp.float32,
+  rngs: nnx.Rngs,
+) -> Classifier:
+  """Makes a classifier.
+
+  Args:
+    name: of a backbone, see `list_backbones()`; or a backbone of your own: an `nnx.Module` called
+      as `backbone(images, train=train)` that returns its stage feature maps (B, h, w, c), coarse
+      last, and has `stage_channels`.
+    num_classes: K.
+    head: "saol" for SAOL and GAP-FC side by side, "gap" for GAP-FC alone, the baseline.
+    width, kernel_size, lateral_kernel_size, mask_branch: of SAOL, see there.
+    dropout: rate inside the backbone's blocks, where the family has it.
+    last_stride: 1 or 2, of the backbone's last stage; None for the family's own.
+    norm_group: examples a group of the batch normalisation; None for the whole batch.
+    dtype: of the computation. Parameters, statistics, softmax and results are float32.
+    rngs: stream `params` initialises, stream `dropout` drops.
+
+  Returns:
+    A module: `model(images, train=...) -> ModelOutput`.
+
+  Raises:
+    UserError: unknown backbone or head, or an option that the backbone does not have.
+  """
+  if head not in HEADS:
+    raise UserError(f"model.head={head!r} is unknown; expected one of {', '.join(HEADS)}")
+  backbone = name
+  if isinstance(name, str):
+    backbone = create_backbone(
+      name, dropout=dropout, last_stride=last_stride, norm_group=norm_group, dtype=dtype, rngs=rngs
+    )
+  channels = backbone.stage_channels
+  gap = GapFC(channels[-1], num_classes, dtype=dtype, rngs=rngs)
+  saol = None
+  if head == "saol":
+    saol = SAOL(
+      channels,
+      num_classes,
+      width=width,
+      kernel_size=kernel_size,
+      lateral_kernel_size=lateral_kernel_size,
+      mask_branch=mask_branch,
+      norm_group=norm_group,
+      dtype=dtype,
+      rngs=rngs,
+    )
+  return Classifier(backbone, gap, saol)
+
+
+@struct.dataclass
+class Variables:
+  """What a model has learnt, as nested dictionaries of arrays.
+
+  Attributes:
+    params: what the optimizer changes.
+    batch_stats: running means and variances of the normalisation.
+  """
+
+  params: dict[str, Any]
+  batch_stats: dict[str, Any]
+
+
+class FunctionalModel:
+  """A model as two pure functions, `init` and `apply`."""
+
+  def __init__(self, create: Callable[[nnx.Rngs], nnx.Module]):
+    """Traces `create(rngs)`, without computing anything."""
+    self._create = create
+    abstract = nnx.eval_shape(lambda: create(_rngs(jax.random.key(0))))
+    self._graph, _, _, self._streams = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
+
+  def init(self, key: jax.Array) -> Variables:
+    """Fresh variables; pure, so that it can be jitted."""
+    _, params, batch_stats, _ = nnx.split(
+      self._create(_rngs(key)), nnx.Param, nnx.BatchStat, ...
+    )
+    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+
+  def apply(
+    self, variables: Variables, images: jax.Array, *, train: bool, key: jax.Array | None = None
+  ) -> tuple[Any, dict[str, Any]]:
+    """Calls the model.
+
+    Args:
+      variables: from `init`.
+      images: (B, H, W, 3), normalised floats.
+      train: use batch statistics, and dropout where the model has it.
+      key: for dropout.
+
+    Returns:
+      The model's output, and the batch statistics after the call.
+    """
+    streams = jax.tree.map(_blank, self._streams)
+    # A copy: the caller's arrays belong to an outer trace, which must not see the model's updates.
+    model = nnx.merge(self._graph, variables.params, variables.batch_stats, streams, copy=True)
+    if key is not None:
+      nnx.reseed(model, dropout=key)
+    output = model(images, train=train)
+    return output, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def _rngs(key: jax.Array) -> nnx.Rngs:
+  params, dropout = jax.random.split(key)
+  return nnx.Rngs(params=params, dropout=dropout)
+
+
+def _blank(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """A stand-in for a random stream's key or count, which `apply` sets anew."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.key(0)
+  return jnp.zeros(leaf.shape, leaf.dtype)

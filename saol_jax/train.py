@@ -1,0 +1,218 @@
+"""Training, from a config to a trained model, in the order in which it happens."""
+
+import collections
+import logging
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from clu import parameter_overview
+
+from saol_jax import workdir as workdirs
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import resolve
+from saol_jax.data.loader import Loader, prefetch
+from saol_jax.distributed import replicated
+from saol_jax.errors import DivergedError, Stopped
+from saol_jax.evaluate import describe, evaluate
+from saol_jax.experiment import Experiment
+from saol_jax.progress import Chrono, clock
+from saol_jax.finish import finish
+from saol_jax.runlog import RunLog, scores
+from saol_jax.stopping import StopRequest
+from saol_jax.train_step import TrainState
+
+logger = logging.getLogger(__name__)
+
+_STEPS_IN_FLIGHT = 2  # enough to keep a device busy, and few enough to stop soon
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> TrainState:
+  """Trains to the end, or goes on where an earlier call was stopped or killed.
+
+  Args:
+    config: see `config.default_config`.
+    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and pictures.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    UserError: bad input, and nothing in the workdir has changed; or a save failed, and the
+      checkpoint before it is intact.
+    DivergedError: a loss or the gradient was not finite; nothing broken was saved.
+    Stopped: by SIGTERM or SIGINT, with the state saved.
+  """
+  config, workdir = resolve(config), pathlib.Path(workdir)
+  with StopRequest() as stop:
+    experiment = Experiment(config)
+    evaluation = experiment.source(experiment.eval_split)
+    stop.check()
+
+    workdirs.claim(config, workdir)
+    best_by: dict[int, float] = {}
+    checkpoints = Checkpoints(workdir, best_by)
+    state = _restore_or_init(experiment, checkpoints, stop)
+    log = RunLog(workdir, int(state.step))
+    best_by.update(scores(log.records, experiment.score_name))
+    _introduce(experiment, evaluation, state)
+    started = time.monotonic()
+    stop.run(experiment.compile)
+    logger.info("Compiled in %.0f s", time.monotonic() - started)
+
+    state = _loop(experiment, evaluation, state, checkpoints, log, best_by, stop)
+    checkpoints.wait()
+    print(finish(experiment, state, evaluation, log.records, workdir))
+    log.close()
+    checkpoints.close()
+    return state
+
+
+def _loop(experiment, evaluation, state, checkpoints, log, best_by, stop) -> TrainState:
+  """The steps, and what is due after some of them.
+
+  What is due after step k is done in an order that makes a kill at any moment harmless: the line of
+  the log, then the checkpoint, then the evaluation. A run that goes on at k finds its line written,
+  and its evaluation if that was finished.
+  """
+  config, last_step = experiment.config, experiment.num_train_steps
+  step = first_step = int(state.step)
+  loader = Loader(experiment.train, config.batch_size, config.seed)
+  batches = prefetch(lambda k: experiment.put(loader[k]), range(first_step, last_step))
+  elapsed = log.records[-1].get("time/elapsed_seconds", 0.0) if log.records else 0.0
+  chrono = Chrono(last_step, config.batch_size, elapsed)
+  chrono.begin(step)
+  in_flight = collections.deque()
+
+  def due(every: int) -> bool:
+    return step > 0 and (step % every == 0 or step == last_step)
+
+  while True:
+    if due(config.log_every_steps) and step > first_step:
+      state = _log_progress(experiment, state, log, chrono)
+
+    evaluate_now = due(config.eval_every_steps) and step not in best_by
+    if evaluate_now or due(config.checkpoint_every_steps) or stop.requested:
+      with chrono.pause():
+        _check_finite(state)
+        checkpoints.save(state)
+    if stop.requested:
+      checkpoints.wait()
+      raise Stopped(f"Stopped after step {step} of {last_step}; its state is saved.")
+
+    if evaluate_now:
+      with chrono.pause():
+        results = evaluate(experiment, state, evaluation, "eval", check_stop=stop.check)
+        if step == last_step and experiment.eval_split != "test":
+          test = experiment.source("test")
+          results |= evaluate(experiment, state, test, "test", check_stop=stop.check)
+      log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
+      best_by[step] = results[experiment.score_name]
+      logger.info("  evaluation at step %d: %s", step, describe(results))
+
+    if step == last_step:
+      return state
+    state, metrics = experiment.train_step(state, next(batches))
+    step += 1
+    in_flight.append(metrics["loss"])
+    if len(in_flight) > _STEPS_IN_FLIGHT:
+      in_flight.popleft().block_until_ready()
+
+
+def _restore_or_init(
+  experiment: Experiment, checkpoints: Checkpoints, stop: StopRequest
+) -> TrainState:
+  """The newest intact checkpoint, or a fresh state."""
+  if not checkpoints.steps:
+    return stop.run(experiment.init)
+  state = checkpoints.restore(experiment.abstract_state())
+  logger.info("Going on from step %d of %d", state.step, experiment.num_train_steps)
+  return state
+
+
+def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
+  """Says what will be trained on what."""
+  config, info = experiment.config, experiment.info
+  overview = parameter_overview.get_parameter_overview(
+    state.variables.params, include_stats=False, max_lines=40
+  )
+  logger.info("%s", overview)
+  logger.info(
+    "%s with head %s on %s: %d training and %d %s images of %d classes; %d steps of %d images in "
+    "%s on %d %s device(s)",
+    config.model.name,
+    config.model.head,
+    config.data.name,
+    len(experiment.train),
+    len(evaluation),
+    experiment.eval_split,
+    len(info.class_names),
+    experiment.num_train_steps,
+    config.batch_size,
+    config.dtype,
+    experiment.mesh.size,
+    jax.default_backend(),
+  )
+  if experiment.eval_split == "test":
+    logger.info(
+      "The best checkpoint is chosen on the test split: report the last one, or hold out a share of "
+      "train with --config.data.validation=0.1"
+    )
+
+
+def _log_progress(
+  experiment: Experiment, state: TrainState, log: RunLog, chrono: Chrono
+) -> TrainState:
+  """Writes the means since the last line, and starts new ones."""
+  _check_finite(state)
+  totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
+  steps, step = totals.pop("steps"), int(state.step)
+  means = {name: total / steps for name, total in totals.items()}
+  parts = {n: v for n, v in means.items() if n not in ("loss", "top1", "gradient")}
+  rate = float(experiment.schedule(jnp.int32(step - 1)))
+  images_per_second, left = chrono.lap(step)
+  log.write(
+    step,
+    {
+      "train/loss": means["loss"],
+      **{f"train/loss_{name}": value for name, value in parts.items()},
+      "train/top1": means["top1"],
+      "train/gradient_norm": means["gradient"],
+      "train/learning_rate": rate,
+      "time/images_per_second": images_per_second,
+      "time/elapsed_seconds": chrono.elapsed,
+    },
+  )
+  logger.info(
+    "step %*d/%d %5.1f %%  loss %.3f (%s)  lr %.2e  %.0f images/s  %s left",
+    len(str(experiment.num_train_steps)),
+    step,
+    experiment.num_train_steps,
+    100 * step / experiment.num_train_steps,
+    means["loss"],
+    " ".join(f"{name} {value:.3f}" for name, value in parts.items()),
+    rate,
+    images_per_second,
+    clock(left),
+  )
+  zero = jax.device_put(jnp.float32(0), replicated(experiment.mesh))
+  return state.replace(totals=dict.fromkeys(state.totals, zero))
+
+
+def _check_finite(state: TrainState) -> None:
+  """Raises DivergedError if a loss or the gradient was not finite at any step so far."""
+  bad = {name: int(step) for name, step in jax.device_get(state.bad_step).items() if step}
+  if bad:
+    first = min(bad.values())
+    names = " and ".join(
+      name if name == "gradient" else f"loss_{name}" for name, step in bad.items() if step == first
+    )
+    raise DivergedError(
+      f"{names} not finite at step {first}. The newest checkpoint is from before. Lower "
+      "optimizer.learning_rate, lengthen optimizer.warmup_share or set optimizer.clip_norm, and "
+      "train in another --workdir."
+    )

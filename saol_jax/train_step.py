@@ -1,0 +1,297 @@
+"""The training step: everything between a batch of bytes and the next state, in one program."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from saol_jax import cutmix, losses
+from saol_jax.data.augment import flip_and_crop, normalise
+from saol_jax.data.source import DatasetInfo
+from saol_jax.distributed import replicated, split_batch
+from saol_jax.metrics import classification_sums
+from saol_jax.model import FunctionalModel, ModelOutput, Variables
+
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+  """All that a run needs to go on: one pytree, saved and restored whole.
+
+  Attributes:
+    step: number of finished steps.
+    variables: parameters and batch statistics.
+    opt_state: the optimizer's.
+    ema: moving average of `variables`; None where it is off.
+    key: base random key; step k uses `fold_in(key, k)`.
+    totals: sums of the step's metrics since the last line of the log.
+    bad_step: for each loss and the gradient, the first step at which it was not finite; 0: none.
+  """
+
+  step: jax.Array
+  variables: Variables
+  opt_state: optax.OptState
+  ema: Variables | None
+  key: jax.Array
+  totals: dict[str, jax.Array]
+  bad_step: dict[str, jax.Array]
+
+
+def make_init(
+  config: ml_collections.ConfigDict,
+  model: FunctionalModel,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> Callable[[], TrainState]:
+  """A jitted function that makes the state of step 0 from `config.seed`."""
+
+  def init() -> TrainState:
+    key = jax.random.key(config.seed)
+    variables = model.init(jax.random.fold_in(key, 0))
+    watched = [*loss_weights(config), "gradient"]
+    return TrainState(
+      step=jnp.int32(0),
+      variables=variables,
+      opt_state=optimizer.init(variables.params),
+      ema=jax.tree.map(jnp.copy, variables) if config.optimizer.ema_decay else None,
+      key=jax.random.fold_in(key, 1),
+      totals={name: jnp.float32(0) for name in ["steps", "loss", "top1", *watched]},
+      bad_step={name: jnp.int32(0) for name in watched},
+    )
+
+  return jax.jit(init, out_shardings=replicated(mesh))
+
+
+def loss_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """The losses that a config trains with, by name, in the paper's order, with their weights."""
+  if config.model.head == "gap":
+    return {"classification": 1.0}
+  weights = {
+    "spatial": 1.0,
+    "mask": config.loss.mask_weight,
+    "consistency": config.loss.consistency_weight,
+    "distillation": config.loss.distillation_weight,
+  }
+  return {name: weight for name, weight in weights.items() if weight}
+
+
+def saol_losses(
+  output: ModelOutput,
+  unmixed: ModelOutput | None,
+  targets: jax.Array,
+  boxes: jax.Array,
+  image_size: tuple[int, int],
+  *,
+  names: tuple[str, ...],
+  beta: float,
+) -> dict[str, jax.Array]:
+  """The losses `names` of a mixed batch, (B,) each.
+
+  Args:
+    output: for the mixed images.
+    unmixed: for the images before mixing; needed for "consistency" alone.
+    targets: (B, K), mixed labels.
+    boxes: (B, 4), what was pasted, in pixels.
+    image_size: height and width that the boxes refer to.
+    names: of the losses wanted, see `loss_weights`.
+    beta: of the self-distillation.
+  """
+  if names == ("classification",):
+    log_probs = jax.nn.log_softmax(output.gap_logits)
+    return {"classification": losses.soft_cross_entropy(log_probs, targets)}
+
+  spatial = output.spatial
+  mask = cutmix.box_mask(boxes, *image_size)
+  mask = cutmix.reduce_mask(mask, spatial.attention.shape[1:])
+  values = {"spatial": losses.soft_cross_entropy(spatial.log_probs, targets)}
+  if "mask" in names:
+    values["mask"] = losses.mask_loss(spatial.mask_logits, mask)
+  if "consistency" in names:
+    source = cutmix.partner(unmixed.spatial.spatial_log_probs)
+    values["consistency"] = losses.consistency_loss(spatial.spatial_log_probs, source, mask)
+  if "distillation" in names:
+    values["distillation"] = losses.self_distillation_loss(
+      spatial.log_probs, output.gap_logits, targets, beta
+    )
+  return values
+
+
+def make_train_step(
+  config: ml_collections.ConfigDict,
+  info: DatasetInfo,
+  model: FunctionalModel,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """The jitted step `(state, batch) -> (next state, metrics of this step)`.
+
+  It donates the state: the old one cannot be used again. The batch holds `image` (B, H, W, 3) uint8
+  and `label` (B,) int32, split over the mesh; the metrics are the batch's means.
+  """
+  weights = loss_weights(config)
+  parts = config.optimizer.accumulate
+  chunk = examples_kept_together(config)
+
+  def loss_fn(params, batch_stats, part: Batch, key: jax.Array):
+    key_mixed, key_unmixed = jax.random.split(key)
+    unmixed = None
+    if "consistency" in weights:
+      # Fixed targets: no gradient, and these statistics are not kept.
+      fixed = jax.lax.stop_gradient(Variables(params, batch_stats))
+      unmixed, _ = model.apply(fixed, part["image"], train=True, key=key_unmixed)
+    variables = Variables(params, batch_stats)
+    output, batch_stats = model.apply(variables, part["mixed"], train=True, key=key_mixed)
+    values = saol_losses(
+      output,
+      unmixed,
+      part["target"],
+      part["box"],
+      part["image"].shape[1:3],
+      names=tuple(weights),
+      beta=config.loss.distillation_beta,
+    )
+    values = {name: value.mean() for name, value in values.items()}
+    total = sum(weights[name] * values[name] for name in weights)
+    top1 = jnp.mean(_log_probs(output).argmax(-1) == part["target"].argmax(-1), dtype=jnp.float32)
+    return total, (batch_stats, {"loss": total, "top1": top1, **values})
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    key_augment, key_cutmix, key_dropout = jax.random.split(
+      jax.random.fold_in(state.key, state.step), 3
+    )
+    batch = _prepare(config, info, batch, key_augment, key_cutmix)
+    gradients, (batch_stats, values) = _mean_over_parts(
+      functools.partial(jax.grad(loss_fn, has_aux=True), *_unpack(state.variables)),
+      batch,
+      key_dropout,
+      parts=parts,
+      chunk=chunk,
+    )
+    params = state.variables.params
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    variables = Variables(optax.apply_updates(params, updates), batch_stats)
+
+    step = state.step + 1
+    values["gradient"] = optax.global_norm(gradients)
+    state = state.replace(
+      step=step,
+      variables=variables,
+      opt_state=opt_state,
+      ema=_moving_average(state.ema, variables, config.optimizer.ema_decay),
+      totals={
+        name: total + values.get(name, jnp.float32(1)) for name, total in state.totals.items()
+      },
+      bad_step={
+        name: jnp.where((first == 0) & ~jnp.isfinite(values[name]), step, first)
+        for name, first in state.bad_step.items()
+      },
+    )
+    return state, values
+
+  return jax.jit(
+    train_step,
+    donate_argnums=0,
+    in_shardings=(replicated(mesh), split_batch(mesh)),
+    out_shardings=replicated(mesh),
+  )
+
+
+def make_eval_step(
+  info: DatasetInfo, model: FunctionalModel, heads: tuple[str, ...], mesh: Mesh
+) -> Callable[[Variables, Batch], dict[str, dict[str, jax.Array]]]:
+  """A jitted function from a batch with a `mask` (B,) to each head's sums, see `metrics`."""
+
+  def eval_step(variables: Variables, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+    images = normalise(batch["image"], info.mean, info.std)
+    output, _ = model.apply(variables, images, train=False)
+    return {
+      head: classification_sums(head_log_probs(output, head), batch["label"], batch["mask"])
+      for head in heads
+    }
+
+  return jax.jit(
+    eval_step,
+    in_shardings=(replicated(mesh), split_batch(mesh)),
+    out_shardings=replicated(mesh),
+  )
+
+
+def head_log_probs(output: ModelOutput, head: str) -> jax.Array:
+  """(B, K) log-probabilities of head "saol" or "gap"."""
+  return output.spatial.log_probs if head == "saol" else jax.nn.log_softmax(output.gap_logits)
+
+
+def examples_kept_together(config: ml_collections.ConfigDict) -> int:
+  """Consecutive examples that belong together: CutMix pairs and batch-norm groups."""
+  pair = 2 if config.cutmix.prob else 1
+  return math.lcm(pair, config.model.norm_group or 1)
+
+
+def _log_probs(output: ModelOutput) -> jax.Array:
+  return head_log_probs(output, "gap" if output.spatial is None else "saol")
+
+
+def _unpack(variables: Variables) -> tuple[Any, Any]:
+  return variables.params, variables.batch_stats
+
+
+def _prepare(config, info, batch, key_augment, key_cutmix) -> Batch:
+  """Augments a batch of bytes and mixes it: image, mixed, target, box."""
+  images = flip_and_crop(
+    key_augment, batch["image"], flip=config.data.flip, padding=config.data.crop_padding
+  )
+  images = normalise(images, info.mean, info.std)
+  smoothing, num_classes = config.loss.label_smoothing, len(info.class_names)
+  targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
+  targets = (1 - smoothing) * targets + smoothing / num_classes
+  boxes = jnp.zeros((len(images), 4), jnp.int32)
+  if config.cutmix.prob:
+    boxes = cutmix.sample_boxes(
+      key_cutmix,
+      *images.shape[:3],
+      alpha=config.cutmix.alpha,
+      prob=config.cutmix.prob,
+      per_example=config.cutmix.per_example,
+    )
+    mixed, targets = cutmix.mix(images, targets, boxes)
+  else:
+    mixed = images
+  return {"image": images, "mixed": mixed, "target": targets, "box": boxes}
+
+
+def _mean_over_parts(function, batch, key, *, parts: int, chunk: int):
+  """Mean of `function(part, key)` over equal parts of a batch, one after the other.
+
+  A part takes every `parts`-th chunk of consecutive examples, so that pairs and groups stay whole
+  and each device has a share of each part. Each part starts from the same batch statistics, so
+  their mean is what the whole batch would have given.
+  """
+  if parts == 1:
+    return function(batch, key)
+
+  def split(x: jax.Array) -> jax.Array:
+    chunks = x.reshape(-1, parts, chunk, *x.shape[1:]).swapaxes(0, 1)
+    return chunks.reshape(parts, -1, *x.shape[1:])
+
+  def add(total, part_and_key):
+    return jax.tree.map(jnp.add, total, function(*part_and_key)), None
+
+  inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+  first = jax.tree.map(lambda x: x[0], inputs)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
+  total, _ = jax.lax.scan(add, zeros, inputs)
+  return jax.tree.map(lambda x: x / parts, total)
+
+
+def _moving_average(ema: Variables | None, new: Variables, decay: float) -> Variables | None:
+  if ema is None:
+    return None
+  return jax.tree.map(lambda old, value: decay * old + (1 - decay) * value, ema, new)

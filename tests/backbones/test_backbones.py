@@ -1,0 +1,443 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from saol_jax.backbones import create_backbone, layers, list_backbones, register
+from saol_jax.backbones.resnet import ResidualBlock, ResNet
+from saol_jax.backbones.wide_resnet import PreActivationResNet
+from saol_jax.errors import UserError
+from saol_jax.norm import GhostBatchNorm
+
+# (classes, parameters of backbone and GAP-FC). ImageNet: torchvision's published counts. wrn_28_10:
+# 36.5 M in Zagoruyko & Komodakis 2016. The wide ones are derived again in a test below; resnet8 is
+# 3*3*3*32 + 18560 + 57568 + 73984 + 128 by hand, for the stem, the blocks and the final norm.
+PARAMETERS = {
+  "resnet8": (100, 151_072 + 6_500),
+  "resnet18": (1000, 11_689_512),
+  "resnet34": (1000, 21_797_672),
+  "resnet50": (1000, 25_557_032),
+  "resnet101": (1000, 44_549_160),
+  "resnet152": (1000, 60_192_808),
+  "wrn_16_4": (100, 2_772_020),
+  "wrn_28_10": (100, 36_536_884),
+  "wrn_40_2": (100, 2_255_156),
+}
+# Channels and strides of the stages, from the papers' tables.
+STAGES = {
+  "resnet8": ((32, 64, 64), (2, 4, 4)),
+  "resnet18": ((64, 128, 256, 512), (4, 8, 16, 32)),
+  "resnet34": ((64, 128, 256, 512), (4, 8, 16, 32)),
+  "resnet50": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "resnet101": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "resnet152": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "wrn_16_4": ((64, 128, 256), (1, 2, 4)),
+  "wrn_28_10": ((160, 320, 640), (1, 2, 4)),
+  "wrn_40_2": ((32, 64, 128), (1, 2, 4)),
+}
+WITH_DROPOUT = ("resnet8", "wrn_16_4", "wrn_28_10", "wrn_40_2")
+
+every_backbone = pytest.mark.parametrize("name", list_backbones())
+
+
+@functools.cache
+def abstract(name, **options):
+  """The backbone with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: create_backbone(name, rngs=nnx.Rngs(0), **options))
+
+
+def map_shapes(model, height, width):
+  images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+  return nnx.eval_shape(lambda m, x: m(x, train=False), model, images)
+
+
+def count(model):
+  return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def leaves(model, kind=None):
+  """Path -> array, of one kind of variable or of parameters and statistics."""
+  state = nnx.state(model, kind or nnx.Any(nnx.Param, nnx.BatchStat))
+  return {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
+
+
+def randomise(model, seed=0):
+  """Norms in general position: a scale of 0 or a mean of 0 would hide mistakes."""
+  rng = np.random.default_rng(seed)
+  for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
+    if path[-1] in ("scale", "var"):
+      variable[...] = jnp.asarray(rng.uniform(0.5, 1.5, variable.shape), jnp.float32)
+    elif path[-1] in ("bias", "mean"):
+      variable[...] = jnp.asarray(rng.normal(0, 0.2, variable.shape), jnp.float32)
+  return model
+
+
+def images(batch=2, height=23, width=18, seed=0):
+  return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
+
+
+def tiny_resnet(*, bottleneck, depths=(2, 1, 1, 1), last_stride=2):
+  return ResNet(depths, bottleneck=bottleneck, width=4, last_stride=last_stride, rngs=nnx.Rngs(0))
+
+
+# Counts and shapes.
+
+
+def test_every_backbone_is_in_the_tables():
+  assert set(PARAMETERS) == set(STAGES) == set(list_backbones())
+  assert list(list_backbones()) == sorted(list_backbones())
+
+
+@every_backbone
+def test_parameter_count(name):
+  classes, expected = PARAMETERS[name]
+  model = abstract(name)
+  assert count(model) + model.stage_channels[-1] * classes + classes == expected
+
+
+@pytest.mark.parametrize(("depth", "widen"), [(16, 4), (40, 2), (28, 10)])
+def test_wide_resnet_counts_by_arithmetic(depth, widen):
+  total, channels = 3 * 9 * 16, 16
+  for width in (16 * widen, 32 * widen, 64 * widen):
+    total += channels * width  # one projection a group: the first block always widens
+    for _ in range((depth - 4) // 6):
+      total += 9 * channels * width + 9 * width * width + 2 * channels + 2 * width
+      channels = width
+  assert count(abstract(f"wrn_{depth}_{widen}")) == total + 2 * channels
+
+
+@every_backbone
+@pytest.mark.parametrize("last_stride", [None, 1, 2])
+def test_stage_shapes(name, last_stride):
+  model = abstract(name, last_stride=last_stride)
+  channels, strides = STAGES[name]
+  if last_stride:
+    strides = (*strides[:-1], strides[-2] * last_stride)
+  assert model.stage_channels == channels
+  assert model.stage_strides == strides
+  # 75 and 97 divide by no stride, so that a padding on the wrong side would change a shape.
+  height, width = 75, 97
+  assert [x.shape for x in map_shapes(model, height, width)] == [
+    (2, -(-height // s), -(-width // s), c) for c, s in zip(channels, strides, strict=True)
+  ]
+
+
+def test_grids_that_the_design_names():
+  assert map_shapes(abstract("resnet8"), 32, 32)[-1].shape == (2, 8, 8, 64)
+  assert map_shapes(abstract("resnet50"), 224, 224)[-1].shape == (2, 7, 7, 2048)
+  assert map_shapes(abstract("resnet50", last_stride=1), 224, 224)[-1].shape == (2, 14, 14, 2048)
+
+
+@every_backbone
+def test_last_stride_leaves_the_parameters_alone(name):
+  def shapes(stride):
+    state = nnx.state(abstract(name, last_stride=stride), nnx.Param)
+    return {path: v.shape for path, v in nnx.to_flat_state(state)}
+
+  one, two = shapes(1), shapes(2)
+  if name == "resnet8":  # its last stage changes shape only when strided, and then projects
+    assert set(two) - set(one) == {("stages", 2, 0, "shortcut", "kernel")}
+  else:
+    assert one == two
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_4", "resnet18", "resnet50"])
+def test_bfloat16_maps_with_float32_state(name):
+  def run(model, x):
+    maps = model(x, train=True)
+    return maps, nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+
+  model = abstract(name, dtype=jnp.bfloat16)
+  maps, state = nnx.eval_shape(run, model, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+  assert {x.dtype for x in maps} == {jnp.dtype(jnp.bfloat16)}
+  assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+def test_bfloat16_is_close_to_float32():
+  maps = {}
+  for dtype in (jnp.float32, jnp.bfloat16):
+    model = randomise(create_backbone("resnet8", rngs=nnx.Rngs(0), dtype=dtype))
+    maps[dtype] = [np.asarray(x, np.float32) for x in model(jnp.asarray(images()), train=False)]
+  for exact, rounded in zip(*maps.values(), strict=True):
+    error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+    assert 0 < error < 0.02  # bf16 keeps 8 bits: 0.4 % a rounding
+
+
+# Values, against NumPy in float64.
+
+
+def numpy_conv(x, kernel, stride):
+  """PyTorch's Conv2d with padding k // 2: zeros on both sides, windows from the first corner."""
+  k = kernel.shape[0]
+  pad = k // 2
+  x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))
+  return np.einsum("bhwcij,ijco->bhwo", windows[:, ::stride, ::stride], kernel.astype(np.float64))
+
+
+def numpy_max_pool(x):
+  """PyTorch's MaxPool2d(3, 2, 1), by a plain loop over the cells that exist."""
+  b, h, w, c = x.shape
+  y = np.empty((b, -(-h // 2), -(-w // 2), c))
+  for i in range(y.shape[1]):
+    for j in range(y.shape[2]):
+      rows = slice(max(2 * i - 1, 0), 2 * i + 2)
+      columns = slice(max(2 * j - 1, 0), 2 * j + 2)
+      y[:, i, j] = x[:, rows, columns].max((1, 2))
+  return y
+
+
+def numpy_norm(x, state, path):
+  mean, var, scale, bias = (state[f"{path}/{n}"] for n in ("mean", "var", "scale", "bias"))
+  return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def numpy_resnet(x, state, depths, *, bottleneck, last_stride):
+  """He et al. 2016 as torchvision writes it, from the parameters alone."""
+  x = relu(numpy_norm(numpy_conv(x, state["stem/kernel"], 2), state, "norm"))
+  x = numpy_max_pool(x)
+  maps = []
+  for stage, depth in enumerate(depths):
+    for block in range(depth):
+      path = f"stages/{stage}/{block}"
+      stride = (1, 2, 2, last_stride)[stage] if block == 0 else 1
+      strides = (1, stride, 1) if bottleneck else (stride, 1)
+      y = x
+      for i, s in enumerate(strides):
+        y = numpy_norm(
+          numpy_conv(y, state[f"{path}/convs/{i}/kernel"], s), state, f"{path}/norms/{i}"
+        )
+        y = relu(y) if i < len(strides) - 1 else y
+      if stride != 1 or x.shape[-1] != y.shape[-1]:
+        x = numpy_conv(x, state[f"{path}/shortcut_conv/kernel"], stride)
+        x = numpy_norm(x, state, f"{path}/shortcut_norm")
+      x = relu(x + y)
+    maps.append(x)
+  return maps
+
+
+def numpy_preactivation(x, state, strides, depth, *, stem_stride):
+  """Zagoruyko & Komodakis 2016 as the authors' code has it, from the parameters alone."""
+  x = numpy_conv(x, state["stem/kernel"], stem_stride)
+  maps = []
+  for stage, stage_stride in enumerate(strides):
+    for block in range(depth):
+      path = f"stages/{stage}/{block}"
+      stride = stage_stride if block == 0 else 1
+      a = relu(numpy_norm(x, state, f"{path}/norm1"))
+      y = numpy_conv(a, state[f"{path}/conv1/kernel"], stride)
+      y = relu(numpy_norm(y, state, f"{path}/norm2"))
+      y = numpy_conv(y, state[f"{path}/conv2/kernel"], 1)
+      changes = stride != 1 or x.shape[-1] != y.shape[-1]
+      x = y + (numpy_conv(a, state[f"{path}/shortcut/kernel"], stride) if changes else x)
+    maps.append(x)
+  maps[-1] = relu(numpy_norm(x, state, "norm"))
+  return maps
+
+
+def assert_maps_agree(maps, expected):
+  assert len(maps) == len(expected)
+  for got, want in zip(maps, expected, strict=True):
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("side", [8, 9])
+def test_convolution_pads_like_pytorch(kernel_size, stride, side):
+  layer = layers.conv(3, 5, kernel_size, stride, rngs=nnx.Rngs(0))
+  x = images(height=side, width=side + 3)
+  expected = numpy_conv(x, np.asarray(layer.kernel[...]), stride)
+  np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+  assert layer.bias is None
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_max_pool_pads_with_minus_infinity(side):
+  x = images(height=side, width=side + 3) - 10  # all negative: padding with 0 would win
+  np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x)), numpy_max_pool(x))
+
+
+@pytest.mark.parametrize(("bottleneck", "last_stride"), [(False, 2), (True, 2), (True, 1)])
+def test_resnet_equals_numpy(bottleneck, last_stride):
+  depths = (2, 1, 1, 1)
+  model = randomise(tiny_resnet(bottleneck=bottleneck, depths=depths, last_stride=last_stride))
+  x = images(height=75, width=50)
+  expected = numpy_resnet(x, leaves(model), depths, bottleneck=bottleneck, last_stride=last_stride)
+  assert_maps_agree(model(jnp.asarray(x), train=False), expected)
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_preactivation_network_equals_numpy(stem_stride):
+  model = PreActivationResNet(
+    4, (4, 8, 8), (1, 2, 2), depth=2, stem_stride=stem_stride, rngs=nnx.Rngs(0)
+  )
+  randomise(model)
+  x = images()
+  expected = numpy_preactivation(x, leaves(model), (1, 2, 2), 2, stem_stride=stem_stride)
+  assert_maps_agree(model(jnp.asarray(x), train=False), expected)
+  assert min(x.min() for x in expected[:-1]) < 0 <= expected[-1].min()
+
+
+def test_kernels_start_as_he_fan_out():
+  kernel = np.asarray(layers.conv(16, 128, 3, rngs=nnx.Rngs(0)).kernel[...])
+  std = math.sqrt(2 / (9 * 128))
+  assert kernel.std() == pytest.approx(std, rel=0.02)  # 18,432 draws: 0.5 % of error
+  assert np.abs(kernel).max() > 3 * std  # not truncated at 2
+
+
+def test_a_fresh_residual_block_is_its_shortcut():
+  block = ResidualBlock(6, ((1, 1, 4), (3, 1, 4), (1, 1, 6)), rngs=nnx.Rngs(0))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4, 6)).astype(np.float32))
+  np.testing.assert_array_equal(block(x, train=True), nnx.relu(x))
+
+
+# Training: gradients, statistics, dropout.
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: create_backbone("resnet8", rngs=nnx.Rngs(0)),
+    lambda: tiny_resnet(bottleneck=False),
+    lambda: tiny_resnet(bottleneck=True),
+  ],
+  ids=["resnet8", "basic", "bottleneck"],
+)
+def test_the_last_map_sends_a_gradient_to_every_parameter(make):
+  model = randomise(make())
+  x = jnp.asarray(images(batch=4, height=64, width=48))
+  weights = jnp.asarray(np.random.default_rng(1).normal(size=model.stage_channels[-1]), jnp.float32)
+
+  def loss(model):
+    return jnp.einsum("bhwc,c->", model(x, train=True)[-1], weights)
+
+  gradients = nnx.to_flat_state(nnx.grad(loss)(model))
+  assert len(gradients) == len(leaves(model, nnx.Param))
+  for path, gradient in gradients:
+    assert np.isfinite(gradient[...]).all(), path
+    assert np.abs(gradient[...]).max() > 1e-4, path
+
+
+@pytest.mark.parametrize(
+  "make",
+  [lambda: create_backbone("resnet8", rngs=nnx.Rngs(0)), lambda: tiny_resnet(bottleneck=True)],
+  ids=["resnet8", "resnet"],
+)
+def test_only_training_updates_the_statistics(make):
+  model = make()
+  x = jnp.asarray(images(batch=4, height=64, width=48))
+  before = leaves(model)
+  model(x, train=False)
+  for path, value in leaves(model).items():
+    np.testing.assert_array_equal(value, before[path], err_msg=path)
+  model(x, train=True)
+  for path, value in leaves(model, nnx.BatchStat).items():
+    assert (value != before[path]).any(), path
+  for path, value in leaves(model, nnx.Param).items():
+    np.testing.assert_array_equal(value, before[path], err_msg=path)
+
+
+@every_backbone
+def test_norm_group_reaches_every_norm(name):
+  nodes = [n for _, n in nnx.iter_graph(abstract(name, norm_group=16))]
+  norms = [n for n in nodes if isinstance(n, GhostBatchNorm)]
+  convs = [n for n in nodes if isinstance(n, nnx.Conv)]
+  # A norm a convolution; pre-activation shortcuts have none.
+  shortcuts = sum(
+    p[-2:] == ("shortcut", "kernel")
+    for p, _ in nnx.to_flat_state(nnx.state(abstract(name), nnx.Param))
+  )
+  assert len(norms) == len(convs) - shortcuts
+  assert {n.group for n in norms} == {16}
+
+
+def test_dropout_acts_in_training_only_and_follows_the_reseed():
+  # nnx.Rngs(0) has only the default stream: reseed must find the dropout layers even so.
+  model = create_backbone("resnet8", rngs=nnx.Rngs(0), dropout=0.5)
+  plain = create_backbone("resnet8", rngs=nnx.Rngs(0))
+  nnx.update(plain, nnx.state(model, nnx.Param))
+  x = jnp.asarray(images(batch=4))
+
+  def last_map(seed, *, train=True):
+    nnx.reseed(model, dropout=jax.random.key(seed))
+    return np.asarray(model(x, train=train)[-1])
+
+  np.testing.assert_array_equal(last_map(1, train=False), last_map(2, train=False))
+  np.testing.assert_array_equal(last_map(1, train=False), plain(x, train=False)[-1])
+  np.testing.assert_array_equal(last_map(1), last_map(1))
+  assert (last_map(1) != last_map(2)).any()
+  assert (last_map(1) != np.asarray(plain(x, train=True)[-1])).any()
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_is_in_every_block_at_its_rate_or_nowhere(name):
+  def rates(**options):
+    nodes = nnx.iter_graph(abstract(name, **options))
+    return [n.rate for _, n in nodes if isinstance(n, nnx.Dropout)]
+
+  blocks = sum(len(stage) for stage in abstract(name).stages)
+  assert rates(dropout=0.3) == [0.3] * blocks
+  assert rates() == []
+
+
+def test_each_block_drops_values_of_its_own():
+  model = create_backbone("resnet8", rngs=nnx.Rngs(0), dropout=0.5)
+  nnx.reseed(model, dropout=jax.random.key(7))
+  ones = jnp.ones((1, 8, 8, 64), jnp.float32)
+  second, third = (np.asarray(model.stages[i][0].dropout(ones)) for i in (1, 2))
+  assert (second != third).any()
+  assert (second == 0).mean() == pytest.approx(0.5, abs=0.05)
+  assert set(np.unique(second)) == {0.0, 2.0}
+
+
+# Mistakes.
+
+
+def test_unknown_name_suggests_and_lists():
+  with pytest.raises(UserError, match="'resnet5O' is unknown") as error:
+    create_backbone("resnet5O", rngs=nnx.Rngs(0))
+  assert "Did you mean 'resnet50'?" in str(error.value)
+  assert all(name in str(error.value) for name in list_backbones())
+
+
+def test_unknown_name_without_a_close_one():
+  with pytest.raises(UserError, match="Choose one of") as error:
+    create_backbone("qqq", rngs=nnx.Rngs(0))
+  assert "Did you mean" not in str(error.value)
+
+
+def test_dropout_where_there_is_none():
+  for name in sorted(set(list_backbones()) - set(WITH_DROPOUT)):
+    with pytest.raises(UserError, match=rf"'{name}' has no dropout, so dropout=0\.1") as error:
+      create_backbone(name, rngs=nnx.Rngs(0), dropout=0.1)
+    assert ", ".join(WITH_DROPOUT) in str(error.value)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 50, math.nan])
+def test_dropout_out_of_range(dropout):
+  with pytest.raises(UserError, match="out of range"):
+    create_backbone("resnet8", rngs=nnx.Rngs(0), dropout=dropout)
+
+
+@pytest.mark.parametrize("last_stride", [0, 3, -1, "1"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_4", "resnet18"])
+def test_last_stride_other_than_1_or_2(name, last_stride):
+  with pytest.raises(UserError, match="choose 1 or 2"):
+    create_backbone(name, rngs=nnx.Rngs(0), last_stride=last_stride)
+
+
+def test_a_name_can_be_registered_once():
+  def resnet18(**options):
+    return options
+
+  with pytest.raises(ValueError, match="two backbones are registered as 'resnet18'"):
+    register(resnet18)
