@@ -1,8 +1,11 @@
 """Command line: `python main.py --config=configs/NAME.py[:ARGS] --workdir=DIR [--mode=MODE]`."""
 
+import errno
 import logging
 import os
+import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -31,6 +34,11 @@ def main(argv: list[str]) -> None:
   except (errors.UserError, errors.DivergedError) as error:
     print(f"error: {error}", file=sys.stderr)
     code = error.code
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    print(f"error: {error}; the checkpoints saved so far are intact", file=sys.stderr)
+    code = errors.UserError.code
   except errors.Stopped as stopped:
     print(f"{stopped} Run the same command again to go on.", file=sys.stderr)
     code = stopped.code
@@ -42,12 +50,25 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Like absl's own parser, but every mistake is one line and exit code 2."""
+  """Like absl's own parser, but every mistake is one message and exit code 2."""
   try:
-    return FLAGS(argv)
+    rest = FLAGS(argv)
+    FLAGS.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
+  except AttributeError as error:
+    cause = error.args[0]  # config_flags wraps a KeyError
+    field = cause.args[0] if isinstance(cause, KeyError) else cause
+    _leave(f"unknown config field {field}\nAll fields are in saol_jax/config.py")
+  except OSError as error:
+    known = ", ".join(sorted(str(path) for path in pathlib.Path("configs").glob("*.py")))
+    _leave(f"{error}\nThe recipes here: {known or 'none; call from the folder of main.py'}")
   except Exception as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _leave(str(error))
+  return rest
+
+
+def _leave(message: str) -> NoReturn:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(2)
 
 
 if __name__ == "__main__":

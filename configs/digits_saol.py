@@ -1,7 +1,7 @@
 """The demo: SAOL on scenes of real handwritten digits, in a few minutes on a laptop.
 
-  python main.py --config=configs/digits_saol.py --workdir=runs/digits
-  python main.py --config=configs/digits_saol.py:gap --workdir=runs/digits_gap   # the baseline
+python main.py --config=configs/digits_saol.py --workdir=runs/digits
+python main.py --config=configs/digits_saol.py:gap --workdir=runs/digits_gap   # the baseline
 """
 
 from saol_jax.config import default_config

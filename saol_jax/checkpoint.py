@@ -124,8 +124,15 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits for the last save and lets go of the folder."""
-    self._manager.close()
+    """Waits for the last save and lets go of the folder.
+
+    Raises:
+      UserError: the last save could not be written.
+    """
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def _read(self, step: int, like: TrainState) -> TrainState:
     items = ocp.args.Composite(

@@ -17,6 +17,36 @@ WATCHING = (
   "evaluate.split",
 )
 
+_AT_LEAST_ONE = (
+  "batch_size",
+  "eval_batch_size",
+  "log_every_steps",
+  "eval_every_steps",
+  "checkpoint_every_steps",
+  "model.width",
+  "optimizer.accumulate",
+)
+_AT_LEAST_ZERO = (
+  "seed",
+  "num_train_steps",
+  "model.norm_group",
+  "data.crop_padding",
+  "loss.mask_weight",
+  "loss.consistency_weight",
+  "loss.distillation_weight",
+  "loss.distillation_beta",
+  "optimizer.weight_decay",
+  "optimizer.clip_norm",
+)
+_SHARES = (
+  "model.dropout",
+  "loss.label_smoothing",
+  "data.validation",
+  "optimizer.momentum",
+  "optimizer.warmup_share",
+  "optimizer.ema_decay",
+)
+
 
 def default_config() -> ml_collections.ConfigDict:
   """The fields of every config; a recipe in `configs/` changes what it needs."""
@@ -84,7 +114,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Checks the values that can be checked without data, and replaces `dtype="auto"`.
 
   Returns:
-    A frozen-layout copy: what is saved in the workdir and compared on resume.
+    A copy: what is saved in the workdir and compared on resume.
 
   Raises:
     UserError: names the first bad field.
@@ -97,15 +127,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
   _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
   _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
-  for name in ("batch_size", "eval_batch_size", "log_every_steps", "eval_every_steps",
-               "checkpoint_every_steps", "model.width", "optimizer.accumulate"):  # fmt: skip
+  for name in _AT_LEAST_ONE:
     _at_least(name, _get(config, name), 1)
-  for name in ("seed", "num_train_steps", "model.norm_group", "data.crop_padding",
-               "loss.mask_weight", "loss.consistency_weight", "loss.distillation_weight",
-               "loss.distillation_beta", "optimizer.weight_decay", "optimizer.clip_norm"):  # fmt: skip
+  for name in _AT_LEAST_ZERO:
     _at_least(name, _get(config, name), 0)
-  for name in ("model.dropout", "loss.label_smoothing", "data.validation", "optimizer.momentum",
-               "optimizer.warmup_share", "optimizer.ema_decay"):  # fmt: skip
+  for name in _SHARES:
     _below_one(name, _get(config, name))
   for name in ("model.kernel_size", "model.lateral_kernel_size"):
     if _get(config, name) < 1 or _get(config, name) % 2 == 0:

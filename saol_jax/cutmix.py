@@ -38,11 +38,18 @@ def sample_boxes(
   key_mixed, key_lambda, key_y, key_x = jax.random.split(key, 4)
   draws = (batch_size if per_example else 1,)
   mixed = jax.random.bernoulli(key_mixed, prob, draws)
-  side = jnp.sqrt(1.0 - jax.random.beta(key_lambda, alpha, alpha, draws))
+  side = jnp.sqrt(1.0 - _symmetric_beta(key_lambda, alpha, draws))
   y_min, y_max = _interval(key_y, side, height)
   x_min, x_max = _interval(key_x, side, width)
   boxes = jnp.stack([y_min, x_min, y_max, x_max], axis=-1) * mixed[:, None].astype(jnp.int32)
   return jnp.broadcast_to(boxes, (batch_size, 4))
+
+
+def _symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+  """Draws from Beta(alpha, alpha)."""
+  if alpha == 1:  # uniform, and without the rejection loops that a device would have to wait for
+    return jax.random.uniform(key, shape)
+  return jax.random.beta(key, alpha, alpha, shape)
 
 
 def _interval(key: jax.Array, side: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
@@ -80,7 +87,7 @@ def _overlap(pixels: int, cells: int) -> jax.Array:
 
 
 def partner(x: jax.Array) -> jax.Array:
-  """x (B, ...) with neighbours swapped inside groups of 2; an involution.
+  """X (B, ...) with neighbours swapped inside groups of 2; an involution.
 
   Raises:
     ValueError: B is odd.
@@ -91,9 +98,7 @@ def partner(x: jax.Array) -> jax.Array:
   return pairs[:, ::-1].reshape(x.shape)
 
 
-def mix(
-  images: jax.Array, targets: jax.Array, boxes: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def mix(images: jax.Array, targets: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Pastes each box of the partner into the image, and mixes the labels by area.
 
   Args:

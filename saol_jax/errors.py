@@ -1,8 +1,8 @@
 """How a run can end early; `main.py` prints the message without a traceback and exits with `code`.
 
-  2   bad input, or a disk or folder that cannot be used
-  3   a loss or gradient was not finite
-  75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
+2   bad input, or a disk or folder that cannot be used
+3   a loss or gradient was not finite
+75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
 """
 
 
@@ -18,7 +18,7 @@ class DivergedError(Exception):
   code = 3
 
 
-class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
+class Stopped(Exception):
   """The run was asked to stop, and did."""
 
   code = 75  # EX_TEMPFAIL of sysexits.h: try again later

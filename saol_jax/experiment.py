@@ -84,9 +84,7 @@ class Experiment:
   def source(self, split: str) -> ArraySource:
     """Loads a split of the data set."""
     data = self.config.data
-    return load_source(
-      data.name, split, data_dir=data.data_dir or None, validation=data.validation
-    )
+    return load_source(data.name, split, data_dir=data.data_dir or None, validation=data.validation)
 
   def abstract_state(self) -> TrainState:
     """Shapes, types and shardings of the state, without computing it."""

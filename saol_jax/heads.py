@@ -45,12 +45,12 @@ def spatial_attention_pool(attention_logits: jax.Array, class_logits: jax.Array)
 
 
 def _log_attention(logits: jax.Array) -> jax.Array:
-  """log softmax over the H x W cells of (B, H, W), in float32."""
+  """Log softmax over the H x W cells of (B, H, W), in float32."""
   return jax.nn.log_softmax(logits.astype(jnp.float32), axis=(1, 2))
 
 
 def _log_classes(logits: jax.Array) -> jax.Array:
-  """log softmax over the K classes of (B, H, W, K), in float32."""
+  """Log softmax over the K classes of (B, H, W, K), in float32."""
   return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
 
 

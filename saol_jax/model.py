@@ -127,9 +127,7 @@ class FunctionalModel:
 
   def init(self, key: jax.Array) -> Variables:
     """Fresh variables; pure, so that it can be jitted."""
-    _, params, batch_stats, _ = nnx.split(
-      self._create(_rngs(key)), nnx.Param, nnx.BatchStat, ...
-    )
+    _, params, batch_stats, _ = nnx.split(self._create(_rngs(key)), nnx.Param, nnx.BatchStat, ...)
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
   def apply(

@@ -98,7 +98,7 @@ def decay_mask(params: dict) -> dict:
 
 
 def _standard_promotion(function: Callable) -> Callable:
-  """optax mixes step counts (int32) with floats, which strict promotion would reject."""
+  """Optax mixes step counts (int32) with floats, which strict promotion would reject."""
 
   def wrapped(*args):
     with jax.numpy_dtype_promotion("standard"):

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from scipy import ndimage
 
 from saol_jax import localization
 
@@ -26,13 +27,13 @@ _PREDICTED_BOX, _TRUE_BOX = "#ffd60a", "#ffffff"
 _HEAT = matplotlib.colormaps["inferno"]
 
 # Layout of predictions.png, in pixels.
-_PANEL = 160
+_PANEL = 144
 _PANEL_GAP = 4
 _HEADING = 40
 _MARGIN = 24
 _TOP = 76
 _COLUMN_GAP, _ROW_GAP = 32, 16
-_LEAST_WIDTH = 580  # room for the title and the legend
+_LEAST_WIDTH = 640  # room for the title and the legend
 
 # Each loss with its name in the paper. Colours go in this order, other losses take what is left.
 _LOSSES = {
@@ -84,12 +85,14 @@ def draw_predictions(
     ValueError: there are no images, or the arrays disagree in N.
   """
   true_boxes = np.zeros((len(images), 4)) if true_boxes is None else true_boxes
-  arrays = (images, labels, predicted, probabilities, attention, class_maps, boxes, true_boxes)
+  arrays = (images, labels, predicted, attention, class_maps, boxes, true_boxes, probabilities)
+  arrays = tuple(np.asarray(array) for array in arrays)
   if not len(images) or len({len(array) for array in arrays}) > 1:
     raise ValueError(
       f"arrays for {[len(array) for array in arrays]} examples: need one equal N > 0"
     )
-  right = np.asarray(labels) == np.asarray(predicted)
+  images, labels, predicted, attention, class_maps, boxes, true_boxes, probabilities = arrays
+  right = labels == predicted
   iou = localization.box_iou(boxes, true_boxes)
   has_box = _filled(true_boxes)
 
@@ -111,18 +114,19 @@ def draw_predictions(
     image = _resize_image(image, panel)
     for place, shown in enumerate([image, *(_overlay(image, score_map) for score_map in maps)]):
       left = x + place * (panel[1] + _PANEL_GAP)
-      page[y : y + panel[0], left : left + panel[1]] = shown
+      # Six bits a colour: nobody sees it, and the file shrinks by 40 %.
+      page[y : y + panel[0], left : left + panel[1]] = shown & 0xFC
   canvas, axes = _page_axes(page)
 
   scale = np.array(panel * 2) / np.array(images.shape[1:3] * 2)
   for index, corner in enumerate(corners):
     y, x = corner
-    for box, colour, style in (
-      (boxes[index], _PREDICTED_BOX, "-"),
-      (true_boxes[index], _TRUE_BOX, (0, (3, 3))),
+    for box, colour, dashed in (
+      (boxes[index], _PREDICTED_BOX, False),
+      (true_boxes[index], _TRUE_BOX, True),
     ):
       if _filled(box):
-        _box(axes, np.clip(box * scale, 0, panel * 2) + np.tile(corner, 2), colour, style)
+        _box(axes, np.clip(box * scale, 0, panel * 2) + np.tile(corner, 2), colour, dashed=dashed)
     mark, colour = ("✓", _RIGHT) if right[index] else ("✗", _WRONG)
     name = f"{mark} {class_names[predicted[index]]}"
     share = f"  {100 * float(probabilities[index]):.1f} %"
@@ -146,7 +150,6 @@ def draw_predictions(
 
 def _filled(boxes: np.ndarray) -> np.ndarray:
   """(..., 4) -> (...) bool: the box holds at least one pixel."""
-  boxes = np.asarray(boxes)
   return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
@@ -166,7 +169,7 @@ def _columns(count: int, cell: np.ndarray) -> int:
   def cost(columns: int) -> float:
     rows = -(-count // columns)
     aspect = columns * cell[1] / (rows * cell[0])
-    return abs(math.log(aspect / 1.5)) + 2 * (1 - count / (rows * columns))
+    return abs(math.log(aspect / 1.5)) + 3 * (1 - count / (rows * columns))
 
   return min(range(1, count + 1), key=cost)
 
@@ -199,34 +202,27 @@ def _page_axes(page: np.ndarray) -> tuple[FigureCanvasAgg, Axes]:
   return canvas, axes
 
 
-def _box(axes: Axes, box: np.ndarray, colour: str, style: str | tuple) -> None:
-  """Draws y_min, x_min, y_max, x_max with the line inside the box, dark-rimmed to show anywhere."""
-  y_min, x_min, y_max, x_max = box
-  if style == "-":
+def _box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) -> None:
+  """Draws y_min, x_min, y_max, x_max with the line inside the box, dark below to show anywhere."""
+  y_min, x_min, y_max, x_max = np.round(box)
+  # In whole pixels: a line of 3 over a dark one of 5, or dashes of 2 over a dark line of 2. A true
+  # box over an equal predicted one leaves a rim of the latter.
+  inset, below, above, style = (3, 2, 2, (0, (3, 3))) if dashed else (2.5, 5, 3, "-")
+  width, height = (max(side - 2 * inset, 1) for side in (x_max - x_min, y_max - y_min))
+  for line, pixels, look in (("#1a1a1a", below, "-"), (colour, above, style)):
     axes.add_patch(
       Rectangle(
-        (x_min + 1.5, y_min + 1.5),
-        max(x_max - x_min - 3, 1),
-        max(y_max - y_min - 3, 1),
+        (x_min + inset, y_min + inset),
+        width,
+        height,
         fill=False,
-        edgecolor="black",
-        alpha=0.55,
-        linewidth=3.6,
+        edgecolor=line,
+        linewidth=pixels * 72 / _DPI,
+        linestyle=look,
         joinstyle="miter",
+        snap=False,
       )
     )
-  axes.add_patch(
-    Rectangle(
-      (x_min + 1.5, y_min + 1.5),
-      max(x_max - x_min - 3, 1),
-      max(y_max - y_min - 3, 1),
-      fill=False,
-      edgecolor=colour,
-      linestyle=style,
-      linewidth=1.5,
-      joinstyle="miter",
-    )
-  )
 
 
 def _text(
@@ -275,17 +271,156 @@ def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:
   axes.imshow(np.linspace(0, 1, 64)[None], cmap=_HEAT, extent=(x - 64, x, y, y - 9), aspect="auto")
   x -= 70
   x -= _text(axes, x, y, "map: low", 11, _GREY, align="right") + 18
-  entries = [("predicted box", _PREDICTED_BOX, "-")]
+  entries = [("predicted box", _PREDICTED_BOX, False)]
   if with_true:
-    entries.insert(0, ("true box", _TRUE_BOX, (0, (3, 3))))
-  for name, colour, style in entries:
+    entries.insert(0, ("true box", _TRUE_BOX, True))
+  for name, colour, dashed in entries:
     x -= _text(axes, x, y, name, 11, _GREY, align="right") + 6
-    axes.add_patch(Rectangle((x - 24, y - 11), 24, 13, facecolor="#57606a"))
-    _box(axes, np.array([y - 11, x - 24, y + 2, x]), colour, style)
-    x -= 42
+    _box(axes, np.array([y - 12, x - 25, y + 3, x]), colour, dashed=dashed)
+    x -= 43
 
 
 def _save(canvas: FigureCanvasAgg, path: str | os.PathLike) -> None:
   """Writes the drawn canvas as an RGB PNG."""
   canvas.draw()
   Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, "PNG", optimize=True)
+
+
+def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]]) -> None:
+  """Writes a PNG with the losses and the learning rate on the left, the top-1 shares on the right.
+
+  Args:
+    path: of the PNG; an existing file is replaced.
+    records: the lines of metrics.jsonl, each with 'step' and any of 'train/loss*',
+      'train/learning_rate' and 'eval/*_top1' (shares in [0, 1]); other keys, and values that are
+      None or not finite, are passed over. May be empty.
+  """
+  figure = Figure(figsize=(12, 5), dpi=_DPI, layout="constrained")
+  canvas = FigureCanvasAgg(figure)
+  grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+  losses, top1 = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+  rate = figure.add_subplot(grid[1, 0], sharex=losses)
+
+  names = sorted({key for record in records for key in record})
+  present = [key for key in _LOSSES if key in names]
+  present += [key for key in names if key.startswith("train/loss") and key not in _LOSSES]
+  for index, key in enumerate(present):
+    name = _LOSSES.get(key) or key.removeprefix("train/").removeprefix("loss_")
+    _curve(losses, records, key, name, _COLOURS[index % len(_COLOURS)])
+  if any((line.get_ydata() > 0).any() for line in losses.lines):
+    losses.set_yscale("log", nonpositive="mask")  # the parts differ by orders of magnitude
+    losses.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    losses.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    losses.yaxis.set_minor_formatter(ticker.NullFormatter())
+  _curve(rate, records, "train/learning_rate", "", _GREY)
+
+  shares = [key for key in names if key.startswith("eval/") and key.endswith("_top1")]
+  for key in sorted(shares, key=lambda key: ("ema_" in key, "saol" not in key)):
+    head = key.removeprefix("eval/").removesuffix("_top1")
+    name, colour = _HEADS.get(head.removeprefix("ema_"), (head, _COLOURS[3]))
+    ema = head.startswith("ema_")
+    _curve(top1, records, key, f"{name}, EMA" if ema else name, colour, dashed=ema, factor=100)
+  if top1.lines:
+    top1.set_ylim(top=min(top1.get_ylim()[1], 100.5))
+
+  for axes, name in ((losses, "training losses"), (rate, None), (top1, "evaluation top-1, %")):
+    _finish(axes, name)
+  losses.tick_params(labelbottom=False)
+  rate.set_ylim(bottom=0)
+  rate.set_ylabel("learning rate", color=_GREY, fontsize=9)
+  _save(canvas, path)
+
+
+def _curve(
+  axes: Axes,
+  records: Sequence[Mapping[str, float]],
+  key: str,
+  name: str,
+  colour: str,
+  *,
+  dashed: bool = False,
+  factor: float = 1.0,
+) -> None:
+  """Draws one key over the steps, its last value in the label; long ones pale, with a mean."""
+  values = {r["step"]: r[key] for r in records if r.get(key) is not None}
+  points = np.array(sorted(p for p in values.items() if math.isfinite(p[1])), np.float64)
+  if not len(points):
+    return
+  steps, values = points[:, 0], points[:, 1] * factor
+  look = {"color": colour, "linestyle": "--" if dashed else "-"}
+  label = f"{name} {values[-1]:.3g}" if factor == 1 else f"{name} {values[-1]:.2f} %"
+  if len(values) > _SMOOTH_ABOVE:
+    axes.plot(steps, values, linewidth=0.6, alpha=0.25, **look)
+    values = ndimage.uniform_filter1d(values, len(values) // 50, mode="nearest")
+  marker = "o" if len(values) <= 30 else ""
+  axes.plot(steps, values, linewidth=1.6, marker=marker, markersize=3, label=label, **look)
+
+
+def _finish(axes: Axes, name: str | None) -> None:
+  """Title, ticks, grid and legend; a note where nothing was drawn."""
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["bottom", "left"]].set_color(_PALE)
+  axes.tick_params(colors=_GREY, labelsize=9, which="both", length=0)
+  axes.grid(color=_PALE, linewidth=0.6, alpha=0.6)
+  axes.set_xlim(left=0)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+  if not axes.lines:
+    axes.set_yticks([])
+    note = {"ha": "center", "va": "center", "color": _GREY, "fontsize": 10}
+    axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, **note)
+  if name is None:  # the small panel below another
+    return
+  axes.set_title(name, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=42)
+  if axes.lines:
+    # Above the axes, where no curve runs, and without a say in how wide they are.
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.012, 1.0), "borderaxespad": 0.2}
+    look = {"frameon": False, "fontsize": 9, "labelcolor": _INK}
+    legend = axes.legend(ncols=3, handlelength=1.5, columnspacing=1.2, **look, **place)
+    legend.set_in_layout(False)
+    for text in legend.get_texts():
+      text.set_parse_math(False)
+
+
+def summary(
+  *,
+  heads: Mapping[str, float],
+  seconds: float,
+  images_per_second: float | None,
+  files: Mapping[str, str | os.PathLike],
+  next_commands: Sequence[tuple[str, str]] = (),
+) -> str:
+  """The last words of a run: accuracy, time, where everything lies, what to try next.
+
+  Args:
+    heads: top-1 as a share in [0, 1] by the head's name, e.g. {"SAOL": 0.9721}.
+    seconds: wall time of the run.
+    images_per_second: training throughput without compilation; None where nothing was trained.
+    files: path by label, e.g. {"checkpoints": workdir / "checkpoints"}.
+    next_commands: pairs of a description and a command line.
+
+  Returns:
+    Aligned lines of plain text, without a line break at the end. Commands stand alone on their
+    line, to be copied.
+  """
+  rows = [(f"top-1 {name}", f"{100 * share:6.2f} %") for name, share in heads.items()]
+  rows.append(("time", _duration(seconds)))
+  if images_per_second is not None:
+    rows.append(("training speed", f"{images_per_second:,.0f} images/s"))
+  rows += [(label, os.fspath(path)) for label, path in files.items()]
+  column = max(len(label) for label, _ in rows) + 2
+  lines = [f"  {label:<{column}}{value}" for label, value in rows]
+  if next_commands:
+    lines.append("Next:")
+    for description, command in next_commands:
+      lines += [f"  # {description}", f"  {command}"]
+  return "\n".join(["Done.", *lines])
+
+
+def _duration(seconds: float) -> str:
+  """Hours, minutes and seconds, the two largest that matter: '4 min 12 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes:02d} min"
+  return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

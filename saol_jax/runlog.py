@@ -66,7 +66,9 @@ def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
 
 
 def _tensorboard_writer(workdir: pathlib.Path):
+  # TensorFlow writes events here, and computes nothing: its notes on speed would be noise.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:
     import tensorflow as tf
     from clu import metric_writers

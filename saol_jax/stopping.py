@@ -46,7 +46,7 @@ class StopRequest:
   def check(self) -> None:
     """Raises Stopped if a stop was asked for."""
     if self.requested:
-      raise Stopped
+      raise Stopped("Stopped; what was done so far is saved.")
 
   def run(self, function: Callable[[], T]) -> T:
     """Calls a long function that cannot be interrupted, such as a compilation, in a thread.

@@ -1,6 +1,7 @@
 """Training, from a config to a trained model, in the order in which it happens."""
 
 import collections
+import contextlib
 import logging
 import pathlib
 import time
@@ -18,8 +19,8 @@ from saol_jax.distributed import replicated
 from saol_jax.errors import DivergedError, Stopped
 from saol_jax.evaluate import describe, evaluate
 from saol_jax.experiment import Experiment
-from saol_jax.progress import Chrono, clock
 from saol_jax.finish import finish
+from saol_jax.progress import Chrono, clock
 from saol_jax.runlog import RunLog, scores
 from saol_jax.stopping import StopRequest
 from saol_jax.train_step import TrainState
@@ -48,16 +49,17 @@ def train_and_evaluate(
     Stopped: by SIGTERM or SIGINT, with the state saved.
   """
   config, workdir = resolve(config), pathlib.Path(workdir)
-  with StopRequest() as stop:
+  with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(StopRequest())
     experiment = Experiment(config)
     evaluation = experiment.source(experiment.eval_split)
     stop.check()
 
     workdirs.claim(config, workdir)
     best_by: dict[int, float] = {}
-    checkpoints = Checkpoints(workdir, best_by)
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best_by)))
     state = _restore_or_init(experiment, checkpoints, stop)
-    log = RunLog(workdir, int(state.step))
+    log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     best_by.update(scores(log.records, experiment.score_name))
     _introduce(experiment, evaluation, state)
     started = time.monotonic()
@@ -66,9 +68,7 @@ def train_and_evaluate(
 
     state = _loop(experiment, evaluation, state, checkpoints, log, best_by, stop)
     checkpoints.wait()
-    print(finish(experiment, state, evaluation, log.records, workdir))
-    log.close()
-    checkpoints.close()
+    logger.info("%s", finish(experiment, state, evaluation, log.records, workdir))
     return state
 
 
@@ -138,7 +138,7 @@ def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
   """Says what will be trained on what."""
   config, info = experiment.config, experiment.info
   overview = parameter_overview.get_parameter_overview(
-    state.variables.params, include_stats=False, max_lines=40
+    state.variables.params, include_stats=False
   )
   logger.info("%s", overview)
   logger.info(
@@ -159,8 +159,8 @@ def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
   )
   if experiment.eval_split == "test":
     logger.info(
-      "The best checkpoint is chosen on the test split: report the last one, or hold out a share of "
-      "train with --config.data.validation=0.1"
+      "The best checkpoint is chosen on the test split: report the last one, or hold out a share "
+      "of train with --config.data.validation=0.1"
     )
 
 
@@ -199,8 +199,9 @@ def _log_progress(
     images_per_second,
     clock(left),
   )
-  zero = jax.device_put(jnp.float32(0), replicated(experiment.mesh))
-  return state.replace(totals=dict.fromkeys(state.totals, zero))
+  # A buffer each: the step donates them.
+  zeros = {name: jnp.zeros(()) for name in state.totals}
+  return state.replace(totals=jax.device_put(zeros, replicated(experiment.mesh)))
 
 
 def _check_finite(state: TrainState) -> None:

@@ -167,7 +167,7 @@ def make_train_step(
     key_augment, key_cutmix, key_dropout = jax.random.split(
       jax.random.fold_in(state.key, state.step), 3
     )
-    batch = _prepare(config, info, batch, key_augment, key_cutmix)
+    batch = _prepare(config, info, mesh, batch, key_augment, key_cutmix)
     gradients, (batch_stats, values) = _mean_over_parts(
       functools.partial(jax.grad(loss_fn, has_aux=True), *_unpack(state.variables)),
       batch,
@@ -180,7 +180,7 @@ def make_train_step(
     variables = Variables(optax.apply_updates(params, updates), batch_stats)
 
     step = state.step + 1
-    values["gradient"] = optax.global_norm(gradients)
+    values["gradient"] = optax.tree.norm(gradients)
     state = state.replace(
       step=step,
       variables=variables,
@@ -243,7 +243,7 @@ def _unpack(variables: Variables) -> tuple[Any, Any]:
   return variables.params, variables.batch_stats
 
 
-def _prepare(config, info, batch, key_augment, key_cutmix) -> Batch:
+def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
   """Augments a batch of bytes and mixes it: image, mixed, target, box."""
   images = flip_and_crop(
     key_augment, batch["image"], flip=config.data.flip, padding=config.data.crop_padding
@@ -261,6 +261,8 @@ def _prepare(config, info, batch, key_augment, key_cutmix) -> Batch:
       prob=config.cutmix.prob,
       per_example=config.cutmix.per_example,
     )
+    # Each device draws all boxes: sharing out the draws would make the devices wait for each other.
+    boxes = jax.lax.with_sharding_constraint(boxes, replicated(mesh))
     mixed, targets = cutmix.mix(images, targets, boxes)
   else:
     mixed = images

@@ -27,7 +27,9 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     ) from error
   changed = differences(saved, config)
   if changed:
-    lines = "".join(f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
+    lines = "".join(
+      f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items()
+    )
     raise UserError(
       f"{workdir} holds a run with another config:{lines}\n"
       "Use another --workdir, or the same values to go on with that run."

@@ -6,6 +6,7 @@ is TFDS's, which is not that of the official files.
 `python -m saol_jax.data.cifar DIRECTORY` gives a data set prepared as TFRecord its random access.
 """
 
+import importlib
 import io
 import json
 import os
@@ -20,8 +21,8 @@ from saol_jax.data.source import ArraySource, DatasetInfo, train_or_validation
 from saol_jax.errors import UserError
 
 # Mean and std of each channel over all pixels of the 50,000 training images, as a share of 255.
-# CIFAR-100's are recomputed by a test; CIFAR-10's are those widely quoted under this definition (the
-# std of .2023, .1994, .2010 in many codes is another quantity: the mean of each image's own std).
+# CIFAR-100's are recomputed by a test; CIFAR-10's are those widely quoted under this definition
+# (the std .2023 .1994 .2010 in many codes is another quantity: the mean of each image's own std).
 _STATISTICS = {
   "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
   "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -120,6 +121,9 @@ def add_array_record(directory: str):
 def _import_tfds():
   try:
     import tensorflow_datasets
+
+    # TFDS does not require it, and imports it only when it opens the first file.
+    importlib.import_module("array_record.python.array_record_data_source")
   except ImportError as error:
     raise UserError(
       f"CIFAR is read with tensorflow-datasets, which cannot be imported ({error}). Install it: "

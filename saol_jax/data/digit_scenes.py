@@ -34,7 +34,6 @@ INFO = DatasetInfo(
   class_names=tuple("0123456789"),
   mean=(0.4169, 0.4196, 0.3813),
   std=(0.3220, 0.2672, 0.2877),
-  flip=False,
 )
 
 

@@ -52,7 +52,7 @@ class Loader:
     )
 
   def __getitem__(self, k: int) -> Batch:
-    """This process's part of batch k."""
+    """Part of batch k that this process reads."""
     return self._source[self.indices(k)]
 
 

@@ -19,13 +19,11 @@ class DatasetInfo:
     class_names: K names, by label.
     mean: three channel means of the training images, as a share of 255.
     std: three channel standard deviations, likewise.
-    flip: whether a mirrored image keeps its label (digits do not).
   """
 
   class_names: tuple[str, ...]
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-  flip: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,15 +65,29 @@ def leaves(model, kind=None):
   return {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
 
 
-def randomise(model, seed=0):
-  """Norms in general position: a scale of 0 or a mean of 0 would hide mistakes."""
+def build(make, seed=0):
+  """The module that `make` returns, filled by NumPy, which is quicker than compiling initialisers.
+
+  Norms are in general position: a scale of 0 or a mean of 0 would hide mistakes.
+  """
   rng = np.random.default_rng(seed)
-  for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
-    if path[-1] in ("scale", "var"):
-      variable[...] = jnp.asarray(rng.uniform(0.5, 1.5, variable.shape), jnp.float32)
-    elif path[-1] in ("bias", "mean"):
-      variable[...] = jnp.asarray(rng.normal(0, 0.2, variable.shape), jnp.float32)
+  model = nnx.eval_shape(make)
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    shape = variable.shape
+    if path[-1] == "kernel":
+      value = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
+    elif path[-1] in ("scale", "var"):
+      value = rng.uniform(0.5, 1.5, shape)
+    else:
+      value = rng.normal(0, 0.2, shape)
+    variable.set_value(jnp.asarray(value, jnp.float32))
   return model
+
+
+@functools.partial(nnx.jit, static_argnames="train")
+def forward(model, x, *, train):
+  """One compilation in place of one an operation and shape."""
+  return model(x, train=train)
 
 
 def images(batch=2, height=23, width=18, seed=0):
@@ -160,8 +174,10 @@ def test_bfloat16_maps_with_float32_state(name):
 def test_bfloat16_is_close_to_float32():
   maps = {}
   for dtype in (jnp.float32, jnp.bfloat16):
-    model = randomise(create_backbone("resnet8", rngs=nnx.Rngs(0), dtype=dtype))
-    maps[dtype] = [np.asarray(x, np.float32) for x in model(jnp.asarray(images()), train=False)]
+    model = build(lambda dtype=dtype: create_backbone("resnet8", rngs=nnx.Rngs(0), dtype=dtype))
+    maps[dtype] = [
+      np.asarray(x, np.float32) for x in forward(model, jnp.asarray(images()), train=False)
+    ]
   for exact, rounded in zip(*maps.values(), strict=True):
     error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
     assert 0 < error < 0.02  # bf16 keeps 8 bits: 0.4 % a rounding
@@ -269,21 +285,22 @@ def test_max_pool_pads_with_minus_infinity(side):
 @pytest.mark.parametrize(("bottleneck", "last_stride"), [(False, 2), (True, 2), (True, 1)])
 def test_resnet_equals_numpy(bottleneck, last_stride):
   depths = (2, 1, 1, 1)
-  model = randomise(tiny_resnet(bottleneck=bottleneck, depths=depths, last_stride=last_stride))
+  model = build(lambda: tiny_resnet(bottleneck=bottleneck, depths=depths, last_stride=last_stride))
   x = images(height=75, width=50)
   expected = numpy_resnet(x, leaves(model), depths, bottleneck=bottleneck, last_stride=last_stride)
-  assert_maps_agree(model(jnp.asarray(x), train=False), expected)
+  assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
 def test_preactivation_network_equals_numpy(stem_stride):
-  model = PreActivationResNet(
-    4, (4, 8, 8), (1, 2, 2), depth=2, stem_stride=stem_stride, rngs=nnx.Rngs(0)
+  model = build(
+    lambda: PreActivationResNet(
+      4, (4, 8, 8), (1, 2, 2), depth=2, stem_stride=stem_stride, rngs=nnx.Rngs(0)
+    )
   )
-  randomise(model)
   x = images()
   expected = numpy_preactivation(x, leaves(model), (1, 2, 2), 2, stem_stride=stem_stride)
-  assert_maps_agree(model(jnp.asarray(x), train=False), expected)
+  assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
   assert min(x.min() for x in expected[:-1]) < 0 <= expected[-1].min()
 
 
@@ -313,14 +330,14 @@ def test_a_fresh_residual_block_is_its_shortcut():
   ids=["resnet8", "basic", "bottleneck"],
 )
 def test_the_last_map_sends_a_gradient_to_every_parameter(make):
-  model = randomise(make())
+  model = build(make)
   x = jnp.asarray(images(batch=4, height=64, width=48))
   weights = jnp.asarray(np.random.default_rng(1).normal(size=model.stage_channels[-1]), jnp.float32)
 
   def loss(model):
     return jnp.einsum("bhwc,c->", model(x, train=True)[-1], weights)
 
-  gradients = nnx.to_flat_state(nnx.grad(loss)(model))
+  gradients = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(model))
   assert len(gradients) == len(leaves(model, nnx.Param))
   for path, gradient in gradients:
     assert np.isfinite(gradient[...]).all(), path
@@ -333,13 +350,13 @@ def test_the_last_map_sends_a_gradient_to_every_parameter(make):
   ids=["resnet8", "resnet"],
 )
 def test_only_training_updates_the_statistics(make):
-  model = make()
+  model = build(make)
   x = jnp.asarray(images(batch=4, height=64, width=48))
   before = leaves(model)
-  model(x, train=False)
+  forward(model, x, train=False)
   for path, value in leaves(model).items():
     np.testing.assert_array_equal(value, before[path], err_msg=path)
-  model(x, train=True)
+  forward(model, x, train=True)
   for path, value in leaves(model, nnx.BatchStat).items():
     assert (value != before[path]).any(), path
   for path, value in leaves(model, nnx.Param).items():
@@ -369,13 +386,13 @@ def test_dropout_acts_in_training_only_and_follows_the_reseed():
 
   def last_map(seed, *, train=True):
     nnx.reseed(model, dropout=jax.random.key(seed))
-    return np.asarray(model(x, train=train)[-1])
+    return np.asarray(forward(model, x, train=train)[-1])
 
   np.testing.assert_array_equal(last_map(1, train=False), last_map(2, train=False))
-  np.testing.assert_array_equal(last_map(1, train=False), plain(x, train=False)[-1])
+  np.testing.assert_array_equal(last_map(1, train=False), forward(plain, x, train=False)[-1])
   np.testing.assert_array_equal(last_map(1), last_map(1))
   assert (last_map(1) != last_map(2)).any()
-  assert (last_map(1) != np.asarray(plain(x, train=True)[-1])).any()
+  assert (last_map(1) != np.asarray(forward(plain, x, train=True)[-1])).any()
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)

@@ -1,0 +1,28 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint venv venv-dev
+
+demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
+	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
+
+test: venv-dev  ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: venv-dev  ## style and common mistakes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+venv: $(VENV)/installed
+venv-dev: $(VENV)/installed-dev
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,40 @@
+"""CIFAR-10 and CIFAR-100 with wide ResNets: SAOL, and the GAP-FC baselines beside it.
+
+  python main.py --config=configs/cifar_saol.py:cifar100,wrn_28_10 --workdir=runs/cifar100_saol
+  python main.py --config=configs/cifar_saol.py:cifar100,wrn_28_10,gap --workdir=runs/cifar100_gap
+
+Arguments, in any order: cifar10 or cifar100 (the default); a backbone (wrn_40_2 is the default);
+gap for GAP-FC with the same recipe, CutMix included.
+
+Recipe: CutMix (Yun et al. 2019) and ABN (Fukui et al. 2019), which the SAOL authors say they kept:
+300 epochs, batch 128, SGD with Nesterov momentum, rate 0.1, weight decay 5e-4, cosine decay, CutMix
+with probability 0.5, flip and pad-crop. Needs the data set prepared by TFDS, see --config.data.data_dir.
+No result of ours is known yet for these runs.
+"""
+
+from saol_jax.backbones import list_backbones
+from saol_jax.config import default_config
+from saol_jax.errors import UserError
+
+
+def get_config(arg: str = ""):
+  """The recipe, for the arguments named above."""
+  config = default_config()
+  config.num_epochs = 300.0
+  config.log_every_steps = 100
+  config.eval_every_steps = 5 * 391  # five epochs
+  config.checkpoint_every_steps = 5 * 391
+  config.cutmix.prob = 0.5
+  for part in filter(None, arg.split(",")):
+    if part in ("cifar10", "cifar100"):
+      config.data.name = part
+    elif part in ("saol", "gap"):
+      config.model.head = part
+    elif part in list_backbones():
+      config.model.name = part
+    else:
+      raise UserError(
+        f"argument {part!r} of configs/cifar_saol.py; expected cifar10, cifar100, saol, gap or a "
+        f"backbone: {', '.join(list_backbones())}"
+      )
+  return config

@@ -1,0 +1,26 @@
+"""Strict arithmetic for the whole suite, four fake devices, and a compilation cache."""
+
+import os
+import pathlib
+
+# Before JAX starts. Subprocesses inherit the cache and the strictness, and choose their devices.
+_ROOT = pathlib.Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """The folder of real data sets; skips where it is not given."""
+  folder = os.environ.get("SAOL_DATA_DIR")
+  if not folder:
+    pytest.skip("SAOL_DATA_DIR is not set")
+  return pathlib.Path(folder)

@@ -1,0 +1,95 @@
+"""A run small enough to be done many times, and main.py as a user starts it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+
+from configs.digits_saol import get_config
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Every loss, both heads, EMA, several norm groups, a checkpoint at steps that are not evaluated.
+TINY = {
+  "batch_size": 16,
+  "eval_batch_size": 400,
+  "num_train_steps": 12,
+  "log_every_steps": 4,
+  "eval_every_steps": 6,
+  "checkpoint_every_steps": 5,
+  "model.width": 8,
+  "model.norm_group": 4,
+  "optimizer.ema_decay": 0.9,
+}
+
+
+def tiny_config(**changes) -> ml_collections.ConfigDict:
+  """TINY with changes; a dot in a field's name is spelled `__`."""
+  config = get_config()
+  fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def command(workdir, *more: str, config: str = "configs/digits_saol.py", **changes) -> list[str]:
+  """The command line of a tiny run."""
+  fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  return [
+    sys.executable,
+    "-W",
+    "error:::saol_jax",
+    str(ROOT / "main.py"),
+    f"--config={ROOT / config}",
+    f"--workdir={workdir}",
+    *flags,
+    *more,
+  ]
+
+
+def run(arguments: list[str], *, devices: int = 1, timeout: float = 240) -> tuple[int, str]:
+  """Runs a command to its end; returns its exit code and all that it printed."""
+  done = subprocess.run(
+    arguments, capture_output=True, text=True, timeout=timeout, env=environment(devices), check=False
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """For a subprocess: as in the suite, with a number of fake devices."""
+  return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+
+
+def records(workdir, *, timing: bool = False) -> list[dict[str, float]]:
+  """The lines of metrics.jsonl, without what depends on the machine's speed."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  if timing:
+    return lines
+  return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+  """The arrays of a pytree by path, random keys as numbers."""
+
+  def numbers(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+  return {
+    jax.tree_util.keystr(path): numbers(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def assert_identical(a, b) -> None:
+  """Two pytrees have the same arrays, bit for bit."""
+  a, b = leaves(a), leaves(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)

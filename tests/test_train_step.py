@@ -1,0 +1,218 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from saol_jax import cutmix, distributed, losses
+from saol_jax import train_step as steps
+from saol_jax.config import resolve
+from saol_jax.data.augment import flip_and_crop, normalise
+from saol_jax.data.loader import Loader
+from saol_jax.experiment import Experiment
+from tests.support import assert_identical, leaves, tiny_config
+
+
+def experiment_on(monkeypatch, devices: int, **changes) -> Experiment:
+  mesh = jax.make_mesh(
+    (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+  )
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh)
+  return Experiment(resolve(tiny_config(**changes)))
+
+
+def run_steps(experiment: Experiment, number: int):
+  loader = Loader(experiment.train, experiment.config.batch_size, experiment.config.seed)
+  state, history = experiment.init(), []
+  for k in range(number):
+    state, metrics = experiment.train_step(state, experiment.put(loader[k]))
+    history.append(jax.device_get(metrics))
+  return jax.device_get(state), history
+
+
+@functools.cache
+def _reference(**changes):
+  """Three steps on one device, shared by the tests that compare with them."""
+  with pytest.MonkeyPatch.context() as patch:
+    return run_steps(experiment_on(patch, 1, **changes), 3)
+
+
+def assert_close(a, b, tolerance: float) -> None:
+  a, b = leaves(a), leaves(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("norm_group", [4, 0])
+def test_four_devices_compute_what_one_does(monkeypatch, norm_group):
+  """Losses, gradient norm, parameters, statistics and EMA; adamw would amplify rounding: sgd."""
+  changes = {"model__norm_group": norm_group, "optimizer__name": "sgd"}
+  one_state, one_history = _reference(**changes)
+  four_state, four_history = run_steps(experiment_on(monkeypatch, 4, **changes), 3)
+  assert_close(one_history, four_history, 2e-5)
+  assert_close(one_state, four_state, 2e-5)
+
+
+def test_four_devices_exchange_sums_and_nothing_else(monkeypatch):
+  experiment = experiment_on(monkeypatch, 4)
+  experiment.compile()
+  program = experiment.train_step.as_text()
+  assert 1 <= program.count(" all-reduce(") + program.count(" all-reduce-start(") <= 4
+  for collective in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+    assert collective not in program
+
+
+def test_same_seed_same_run_and_other_seed_another(monkeypatch):
+  state, history = _reference()
+  again, history_again = run_steps(experiment_on(monkeypatch, 1), 3)
+  assert_identical(state, again)
+  assert_identical(history, history_again)
+  other, _ = run_steps(experiment_on(monkeypatch, 1, seed=1), 1)
+  assert any(
+    np.any(a != b)
+    for a, b in zip(leaves(state).values(), leaves(other).values(), strict=True)
+  )
+
+
+def test_accumulation_equals_the_large_batch(monkeypatch):
+  """With norm groups that fit in a part, up to rounding."""
+  changes = {"optimizer__name": "sgd"}
+  whole_state, whole_history = _reference(**changes)
+  parts_state, parts_history = run_steps(
+    experiment_on(monkeypatch, 1, optimizer__accumulate=2, **changes), 3
+  )
+  for a, b in zip(whole_history, parts_history, strict=True):
+    assert a.keys() == b.keys()
+  assert_close(whole_history, parts_history, 2e-5)
+  assert_close(whole_state, parts_state, 2e-5)
+
+
+def test_first_step_is_the_paper_written_out(monkeypatch):
+  """Losses of the first step against the parts of the method put together by hand."""
+  experiment = experiment_on(monkeypatch, 1)
+  config, model, info = experiment.config, experiment.model, experiment.info
+  state = experiment.init()
+  batch = Loader(experiment.train, config.batch_size, config.seed)[0]
+  key_augment, key_cutmix, _ = jax.random.split(jax.random.fold_in(state.key, 0), 3)
+  images = flip_and_crop(key_augment, jnp.asarray(batch["image"]), flip=False, padding=0)
+  images = normalise(images, info.mean, info.std)
+  boxes = cutmix.sample_boxes(key_cutmix, 16, 32, 32, alpha=1.0, prob=0.5)
+  labels = jax.nn.one_hot(batch["label"], 10)
+  mixed, targets = cutmix.mix(images, labels, boxes)
+  output, batch_stats = model.apply(state.variables, mixed, train=True)
+  unmixed, _ = model.apply(state.variables, images, train=True)
+  spatial, mask = output.spatial, cutmix.reduce_mask(cutmix.box_mask(boxes, 32, 32), (8, 8))
+  expected = {
+    "spatial": losses.soft_cross_entropy(spatial.log_probs, targets),
+    "mask": losses.mask_loss(spatial.mask_logits, mask),
+    "consistency": losses.consistency_loss(
+      spatial.spatial_log_probs, cutmix.partner(unmixed.spatial.spatial_log_probs), mask
+    ),
+    "distillation": losses.self_distillation_loss(
+      spatial.log_probs, output.gap_logits, targets, 0.5
+    ),
+  }
+  expected = {name: float(value.mean()) for name, value in expected.items()}
+  old_stats = leaves(state.variables.batch_stats)
+  new_state, metrics = experiment.train_step(state, experiment.put(batch))
+  for name, value in expected.items():
+    assert float(metrics[name]) == pytest.approx(value, rel=1e-4), name
+  assert float(metrics["loss"]) == pytest.approx(sum(expected.values()), rel=1e-4)
+  # The mixed batch alone moved the running statistics.
+  assert_close(new_state.variables.batch_stats, batch_stats, 1e-4)
+  assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
+
+
+def test_ema_follows_parameters_and_statistics(monkeypatch):
+  experiment = experiment_on(monkeypatch, 1)
+  first, _ = run_steps(experiment, 1)
+  initial = jax.device_get(experiment.init().variables)
+  expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, initial, first.variables)
+  assert_close(first.ema, expected, 1e-6)
+
+
+def test_loss_weights_follow_the_config():
+  full = {"spatial": 1.0, "mask": 1.0, "consistency": 1.0, "distillation": 1.0}
+  assert steps.loss_weights(tiny_config()) == full
+  assert steps.loss_weights(tiny_config(model__head="gap")) == {"classification": 1.0}
+  only = tiny_config(loss__mask_weight=0.0, loss__consistency_weight=0.0)
+  assert list(steps.loss_weights(only)) == ["spatial", "distillation"]
+
+
+def test_a_loss_of_weight_zero_costs_nothing(monkeypatch):
+  """Without L_SS2 the unmixed forward pass is gone; without L_SS1 the mask branch is."""
+
+  def flops(**changes) -> float:
+    experiment = experiment_on(monkeypatch, 1, **changes)
+    experiment.compile()
+    return experiment.train_step.cost_analysis()["flops"]
+
+  full, no_ss2 = flops(), flops(loss__consistency_weight=0.0)
+  # Forward, and a backward pass of about twice as much: the unmixed forward is about a quarter.
+  assert 0.70 < no_ss2 / full < 0.82
+  experiment = experiment_on(monkeypatch, 1, loss__mask_weight=0.0)
+  assert "mask" not in experiment.abstract_state().variables.params["saol"]
+
+
+def test_first_bad_step_is_remembered(monkeypatch):
+  experiment = experiment_on(monkeypatch, 1)
+  state, _ = _reference()
+  broken = jax.tree.map(jnp.asarray, state)
+  params = broken.variables.params
+  params["gap"]["linear"]["bias"] = params["gap"]["linear"]["bias"].at[0].set(jnp.nan)
+  loader = Loader(experiment.train, 16, 0)
+  for k in (3, 4):
+    broken, metrics = experiment.train_step(broken, experiment.put(loader[k]))
+  bad = {name: int(step) for name, step in broken.bad_step.items()}
+  assert math.isnan(metrics["loss"])
+  assert bad["distillation"] == 4
+  assert bad["gradient"] == 4
+
+
+def test_gap_baseline_trains_without_saol(monkeypatch):
+  experiment = experiment_on(monkeypatch, 1, model__head="gap", optimizer__ema_decay=0.0)
+  state, history = run_steps(experiment, 2)
+  assert state.ema is None
+  assert "saol" not in state.variables.params
+  assert set(history[0]) == {"loss", "top1", "classification", "gradient"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_32_images_can_be_overfitted(monkeypatch, dtype):
+  """Both heads learn 32 images by heart; bf16 keeps parameters and statistics in f32."""
+  experiment = experiment_on(
+    monkeypatch,
+    1,
+    dtype=dtype,
+    batch_size=32,
+    num_train_steps=80,
+    cutmix__prob=0.0,
+    loss__mask_weight=0.0,
+    loss__consistency_weight=0.0,
+    optimizer__ema_decay=0.0,
+  )
+  batch = experiment.put(experiment.train[np.arange(32)])
+  state, values = experiment.init(), []
+  for _ in range(80):
+    state, metrics = experiment.train_step(state, batch)
+    values.append(float(metrics["spatial"]))
+  sums = experiment.eval_step(state.variables, {**batch, "mask": jnp.ones(32)})
+  assert values[0] > 1.5
+  assert values[-1] < 0.1
+  assert float(sums["saol"]["top1"]) == 32
+  assert float(sums["gap"]["top1"]) == 32
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.variables)} == {"float32"}
+
+
+def test_batches_lie_where_the_mesh_says(monkeypatch):
+  experiment = experiment_on(monkeypatch, 4)
+  batch = experiment.put(Loader(experiment.train, 16, 0)[0])
+  shards = sorted(batch["label"].addressable_shards, key=lambda shard: shard.index[0].start or 0)
+  parts = [np.asarray(shard.data) for shard in shards]
+  assert [len(part) for part in parts] == [4, 4, 4, 4]
+  np.testing.assert_array_equal(np.concatenate(parts), Loader(experiment.train, 16, 0)[0]["label"])
+  assert distributed.replicated(experiment.mesh).is_fully_replicated
