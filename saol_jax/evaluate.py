@@ -62,8 +62,9 @@ def evaluate(
         last_line = time.monotonic()
         done = min((number + 1) * experiment.eval_batch_size, len(source))
         logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
-    for head, head_sums in jax.device_get(sums).items():
-      for score, value in classification_scores(head_sums).items():
+    sums = jax.device_get(sums)
+    for head in experiment.heads:
+      for score, value in classification_scores(sums[head]).items():
         results[f"{prefix}/{name}{head}_{score}"] = value
   return results
 

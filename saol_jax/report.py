@@ -242,8 +242,8 @@ def _text(
   """Writes text + end on the baseline y, shortening text to fit into `room`; returns the width."""
   font = font_manager.FontProperties(family=_FONT, size=pixels * 72 / _DPI, weight=weight)
   glyphs = font_manager.get_font(font_manager.findfont(font))
-  # A character that the font lacks would warn, a line break would leave the line.
-  text = "".join(c if c.isprintable() and glyphs.get_char_index(ord(c)) else "□" for c in text)
+  # A character that the font lacks would warn; a line break, which it lacks too, leave the line.
+  text = "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in text)
   artist = axes.text(
     x,
     y,
@@ -259,7 +259,7 @@ def _text(
     artist.set_path_effects([patheffects.withStroke(linewidth=2, foreground="#000000a0")])
   renderer = axes.figure.canvas.get_renderer()
   while (width := artist.get_window_extent(renderer).width) > room and text:
-    # Wide letters first: the share that fits now, at least one letter fewer.
+    # The share that would fit if all letters were equally wide, then one letter at a time.
     text = text[: min(len(text) - 1, int(len(text) * room / width))]
     artist.set_text(f"{text.rstrip()}…{end}")
   return width
@@ -317,8 +317,8 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
   shares = [key for key in names if key.startswith("eval/") and key.endswith("_top1")]
   for key in sorted(shares, key=lambda key: ("ema_" in key, "saol" not in key)):
     head = key.removeprefix("eval/").removesuffix("_top1")
-    name, colour = _HEADS.get(head.removeprefix("ema_"), (head, _COLOURS[3]))
-    ema = head.startswith("ema_")
+    ema, head = head.startswith("ema_"), head.removeprefix("ema_")
+    name, colour = _HEADS.get(head, (head, _COLOURS[3]))
     _curve(top1, records, key, f"{name}, EMA" if ema else name, colour, dashed=ema, factor=100)
   if top1.lines:
     top1.set_ylim(top=min(top1.get_ylim()[1], 100.5))

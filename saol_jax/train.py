@@ -23,7 +23,7 @@ from saol_jax.finish import finish
 from saol_jax.progress import Chrono, clock
 from saol_jax.runlog import RunLog, scores
 from saol_jax.stopping import StopRequest
-from saol_jax.train_step import TrainState
+from saol_jax.train_step import TrainState, loss_weights
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _log_progress(
   totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
   steps, step = totals.pop("steps"), int(state.step)
   means = {name: total / steps for name, total in totals.items()}
-  parts = {n: v for n, v in means.items() if n not in ("loss", "top1", "gradient")}
+  parts = {name: means[name] for name in loss_weights(experiment.config)}
   rate = float(experiment.schedule(jnp.int32(step - 1)))
   images_per_second, left = chrono.lap(step)
   log.write(

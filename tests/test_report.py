@@ -162,7 +162,17 @@ def test_colour_tells_right_from_wrong(tmp_path):
 
 @pytest.mark.parametrize(
   "name",
-  ["$\\frac{", "$x^2$ $", "<b>_^", "%s {} \\n", "two\nlines\t", "犬 🐕 \x00\ufffe", "", "W" * 500],
+  [
+    "$\\frac{",
+    "$\\frac{$",
+    "$x^2$ $",
+    "<b>_^",
+    "%s {} \\n",
+    "two\nlines\t",
+    "犬 🐕 \x00\ufffe\udcff",
+    "",
+    "W" * 500,
+  ],
 )
 @pytest.mark.filterwarnings("error")
 def test_class_names_are_never_markup_and_never_leave_their_room(tmp_path, name):
@@ -283,6 +293,24 @@ def test_curves_show_each_quantity_in_its_panel(tmp_path):
   assert saol[:, 0].max() < gap[:, 0].min()
 
 
+def test_curves_give_the_last_values(tmp_path, monkeypatch):
+  figures = []
+  monkeypatch.setattr(report, "_save", lambda canvas, path: figures.append(canvas.figure))
+  report.draw_curves(tmp_path / "curves.png", records()[::-1])  # whatever the order
+  losses, top1, _ = figures[0].axes
+  # 300 / 4000 + 1, 200 / 4000, 0.5; shares as percent.
+  assert [text.get_text() for text in losses.get_legend().get_texts()] == [
+    "total 1.07",
+    "spatial (SL) 0.05",
+    "pasted mask (SS1) 0.5",
+  ]
+  assert [text.get_text() for text in top1.get_legend().get_texts()] == [
+    "SAOL 90.00 %",
+    "GAP-FC 50.00 %",
+  ]
+  assert 50 < top1.get_ylim()[1] <= 100.5
+
+
 def test_a_missing_or_unusable_value_is_passed_over(tmp_path):
   log = records()
   report.draw_curves(tmp_path / "clean.png", log)
@@ -300,7 +328,7 @@ def test_a_missing_or_unusable_value_is_passed_over(tmp_path):
   [
     [],
     [{"step": 0, "train/loss": 0.0}],
-    [{"step": 1, "train/loss": -1.0, "train/loss_$\\frac{": 2.0}],
+    [{"step": 1, "train/loss": -1.0, "train/loss_$\\frac{$": 2.0}],
     [{"step": 10, "eval/gap_top1": 0.5}],
     [{"step": 10, "train/loss_new": 0.5, "eval/other_top1": 1.0, "eval/ema_other_top1": 0.0}],
   ],

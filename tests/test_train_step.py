@@ -189,7 +189,7 @@ def test_32_images_can_be_overfitted(monkeypatch, dtype):
     1,
     dtype=dtype,
     batch_size=32,
-    num_train_steps=80,
+    num_train_steps=150,
     cutmix__prob=0.0,
     loss__mask_weight=0.0,
     loss__consistency_weight=0.0,
@@ -197,7 +197,7 @@ def test_32_images_can_be_overfitted(monkeypatch, dtype):
   )
   batch = experiment.put(experiment.train[np.arange(32)])
   state, values = experiment.init(), []
-  for _ in range(80):
+  for _ in range(150):
     state, metrics = experiment.train_step(state, batch)
     values.append(float(metrics["spatial"]))
   sums = experiment.eval_step(state.variables, {**batch, "mask": jnp.ones(32)})

@@ -1,0 +1,258 @@
+"""Nothing is lost: in process, through SIGTERM, and through kill -9 of a real process."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import jax
+import pytest
+
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import resolve
+from saol_jax.errors import Stopped, UserError
+from saol_jax.experiment import Experiment
+from saol_jax.stopping import StopRequest
+from saol_jax.train import train_and_evaluate
+from tests.support import (
+  assert_identical,
+  command,
+  environment,
+  leaves,
+  records,
+  run,
+  tiny_config,
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  """Workdir and final state of a run in this process."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  return workdir, jax.device_get(train_and_evaluate(tiny_config(), workdir))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_process(tmp_path_factory):
+  """Workdir of a run through main.py, on one device."""
+  workdir = tmp_path_factory.mktemp("undisturbed_process")
+  code, output = run(command(workdir))
+  assert code == 0, output
+  return workdir
+
+
+def saved_state(workdir: pathlib.Path, step: int):
+  """The checkpoint of a step, as arrays by path."""
+  experiment = Experiment(resolve(tiny_config()))
+  checkpoints = Checkpoints(workdir, {}, read_only=True)
+  state = checkpoints.restore(experiment.abstract_state(), step)
+  checkpoints.close()
+  return leaves(state)
+
+
+def same_arrays(a: dict, b: dict) -> None:
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def test_run_leaves_what_it_promises(undisturbed):
+  workdir, state = undisturbed
+  assert int(state.step) == 12
+  assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 8
+  steps = [record["step"] for record in records(workdir)]
+  assert steps == [4, 6, 8, 12, 12]
+  lines = records(workdir, timing=True)
+  assert {
+    "train/loss",
+    "train/loss_spatial",
+    "train/loss_mask",
+    "train/loss_consistency",
+    "train/loss_distillation",
+    "train/learning_rate",
+    "time/images_per_second",
+  } <= lines[0].keys()
+  scores = {f"{head}_{s}" for head in ("saol", "gap") for s in ("top1", "top5", "nll", "ece")}
+  expected = {f"eval/{prefix}{score}" for prefix in ("", "ema_") for score in scores}
+  assert expected <= lines[1].keys()
+  assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+  assert {"curves.png", "predictions.png"} <= {path.name for path in workdir.iterdir()}
+
+
+def test_latest_two_and_the_best_are_kept(tmp_path):
+  experiment = Experiment(resolve(tiny_config()))
+  state, scores = experiment.init(), {10: 0.3, 20: 0.9, 30: 0.5, 40: 0.9, 50: 0.1}
+  known: dict[int, float] = {}
+  checkpoints = Checkpoints(tmp_path, known)
+  for step, score in scores.items():
+    checkpoints.save(state.replace(step=jax.numpy.int32(step)))
+    known[step] = score
+  checkpoints.wait()
+  assert checkpoints.steps == [20, 40, 50]
+  assert (checkpoints.best, checkpoints.latest) == (20, 50)
+  checkpoints.close()
+
+
+@pytest.mark.parametrize("moment", ["before the first step", "step 3", "step 6", "in evaluation"])
+def test_stopped_and_resumed_equals_undisturbed(undisturbed, tmp_path, monkeypatch, moment):
+  """At a step without, and one with a line in the log and an evaluation; and inside that."""
+  requests = []
+
+  class Watched(StopRequest):
+    def __init__(self):
+      super().__init__()
+      requests.append(self)
+
+  monkeypatch.setattr("saol_jax.train.StopRequest", Watched)
+  compiled = Experiment.compile
+
+  def compile_and_watch(self):
+    compiled(self)
+    train_step, eval_step = self.train_step, self.eval_step
+    if moment == "before the first step":
+      requests[0].set()
+
+    def watched_step(state, batch):
+      state, metrics = train_step(state, batch)
+      if moment.startswith("step") and int(state.step) == int(moment.split()[1]):
+        requests[0].set()
+      return state, metrics
+
+    def watched_eval(*arguments):
+      if moment == "in evaluation":
+        requests[0].set()
+      return eval_step(*arguments)
+
+    self.train_step, self.eval_step = watched_step, watched_eval
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Experiment, "compile", compile_and_watch)
+    with pytest.raises(Stopped):
+      train_and_evaluate(tiny_config(), tmp_path)
+  state = train_and_evaluate(tiny_config(), tmp_path)
+  assert_identical(undisturbed[1], state)
+  assert records(tmp_path) == records(undisturbed[0])
+
+
+def test_finished_run_only_reports_again(undisturbed):
+  workdir, state = undisturbed
+  before = (workdir / "metrics.jsonl").read_text()
+  assert_identical(state, train_and_evaluate(tiny_config(), workdir))
+  assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def wait_until(condition, process, seconds=120.0) -> None:
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None, "the process ended by itself"
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_a_restart_goes_on(undisturbed_process, tmp_path, number):
+  process = subprocess.Popen(
+    command(tmp_path, num_train_steps=12),
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  wait_until((tmp_path / "metrics.jsonl").exists, process)
+  started = time.monotonic()
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 75, output
+  assert "Run the same command again" in output
+  assert "Traceback" not in output
+  assert time.monotonic() - started < 10
+  code, output = run(command(tmp_path))
+  assert code == 0, output
+  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
+  assert records(tmp_path) == records(undisturbed_process)
+
+
+def test_kill_at_random_moments_loses_nothing(undisturbed_process, tmp_path):
+  """kill -9, four times, anywhere between the first line of the log and the end."""
+  moments = random.Random(0)
+  kills = 0
+  for _ in range(4):
+    process = subprocess.Popen(
+      command(tmp_path), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    seen = len((tmp_path / "metrics.jsonl").read_text()) if kills else 0
+
+    def moved(seen=seen) -> bool:
+      path = tmp_path / "metrics.jsonl"
+      return path.exists() and len(path.read_text()) > seen
+
+    while process.poll() is None and not moved():
+      time.sleep(0.01)
+    time.sleep(moments.uniform(0, 1.0))
+    if process.poll() is None:
+      process.kill()
+      kills += 1
+    process.wait()
+  assert kills
+  code, output = run(command(tmp_path))
+  assert code == 0, output
+  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
+  assert records(tmp_path) == records(undisturbed_process)
+
+
+def _truncate(checkpoint: pathlib.Path) -> None:
+  largest = max(
+    (path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+  )
+  os.truncate(largest, largest.stat().st_size // 2)
+
+
+def _remove_data(checkpoint: pathlib.Path) -> None:
+  shutil.rmtree(checkpoint / "state" / "d")
+
+
+def _flip_a_bit(checkpoint: pathlib.Path) -> None:
+  largest = max(
+    (path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+  )
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _remove_data, _flip_a_bit])
+def test_damaged_newest_checkpoint_falls_back(undisturbed, tmp_path, caplog, damage):
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  damage(workdir / "checkpoints" / "12")
+  state = train_and_evaluate(tiny_config(), workdir)
+  assert "DAMAGED CHECKPOINT: step 12" in caplog.text
+  assert "going on from the one before, step 10" in caplog.text
+  assert (workdir / "damaged_checkpoints" / "12").is_dir()
+  assert_identical(undisturbed[1], state)
+  assert records(workdir) == records(undisturbed[0])
+
+
+def test_all_checkpoints_damaged_is_one_clear_error(undisturbed, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  folders = list((workdir / "checkpoints").iterdir())
+  for folder in folders:
+    _truncate(folder)
+  with pytest.raises(UserError, match=r"No checkpoint .* could be restored"):
+    train_and_evaluate(tiny_config(), workdir)
+  assert sorted((workdir / "checkpoints").iterdir()) == sorted(folders)
+
+
+def test_log_cut_off_in_the_middle_of_a_line_is_mended(undisturbed, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  shutil.rmtree(workdir / "checkpoints" / "12")
+  with (workdir / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 12, "train/lo')
+  train_and_evaluate(tiny_config(), workdir)
+  assert records(workdir) == records(undisturbed[0])
