@@ -1,7 +1,6 @@
 """Command line: `python main.py --config=configs/NAME.py[:ARGS] --workdir=DIR [--mode=MODE]`."""
 
 import errno
-import logging
 import os
 import pathlib
 import sys
@@ -21,12 +20,11 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
   """Runs the mode; ends the process with the exit code of `saol_jax.errors`."""
   del argv
-  from saol_jax import errors
+  from saol_jax import console, errors
   from saol_jax.evaluate import evaluate_workdir
   from saol_jax.train import train_and_evaluate
 
-  logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)
-  logging.getLogger("saol_jax").setLevel(logging.INFO)
+  console.set_up()
   run = {"train": train_and_evaluate, "evaluate": evaluate_workdir}[FLAGS.mode]
   code = 0
   try:

@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous, atomic, verified; the latest 2 and the best 1 are kept."""
 
+import errno
 import logging
 import pathlib
 import shutil
@@ -76,6 +77,7 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
       self._last_good = self.latest
+      self._check_space(state)
       items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(_checksums(state))
       )
@@ -161,6 +163,15 @@ class Checkpoints:
       shutil.move(self._directory / str(step), target)
       logger.warning("DAMAGED CHECKPOINT: moved step %d to %s", step, target)
     self._manager.reload()
+
+  def _check_space(self, state: TrainState) -> None:
+    """Raises OSError where the disk cannot take the state: better now than half-way."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free < needed:
+      raise OSError(
+        errno.ENOSPC, f"the disk is full: {needed:,} bytes are needed, {free:,} are free"
+      )
 
   def _save_failed(self, error: Exception) -> UserError:
     kept = "there was none before"

@@ -79,11 +79,10 @@ def reduce_mask(mask: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 def _overlap(pixels: int, cells: int) -> jax.Array:
   """(cells, pixels) share of each cell that each pixel covers; rows sum to 1."""
-  size = pixels / cells
-  starts = jnp.arange(cells, dtype=jnp.float32)[:, None] * size
-  positions = jnp.arange(pixels, dtype=jnp.float32)[None]
-  ends = jnp.minimum(positions + 1, starts + size)
-  return jnp.maximum(ends - jnp.maximum(positions, starts), 0.0) / size
+  # In the unit of which a pixel has `cells` and a cell has `pixels`, all edges are integers.
+  starts, positions = jnp.arange(cells)[:, None] * pixels, jnp.arange(pixels)[None] * cells
+  ends = jnp.minimum(positions + cells, starts + pixels)
+  return jnp.maximum(ends - jnp.maximum(positions, starts), 0).astype(jnp.float32) / pixels
 
 
 def partner(x: jax.Array) -> jax.Array:

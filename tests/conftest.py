@@ -1,5 +1,6 @@
 """Strict arithmetic for the whole suite, four fake devices, and a compilation cache."""
 
+import functools
 import os
 import pathlib
 
@@ -24,3 +25,13 @@ def data_dir() -> pathlib.Path:
   if not folder:
     pytest.skip("SAOL_DATA_DIR is not set")
   return pathlib.Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sources_are_built_once():
+  """Data sets are the same at every call, so that the tests of one process can share them."""
+  from saol_jax import experiment
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(experiment, "load_source", functools.cache(experiment.load_source))
+    yield

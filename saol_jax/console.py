@@ -1,0 +1,21 @@
+"""What a person sees when a program of ours runs: our own lines, plain, and nothing else."""
+
+import logging
+import sys
+import threading
+
+from absl import logging as absl_logging
+
+
+def set_up() -> None:
+  """Sends the progress of `saol_jax` to stdout and silences the libraries below it.
+
+  What fails in a library reaches the main thread as an exception: Orbax raises again there what
+  failed in one of its threads, after printing it from each of them.
+  """
+  logger = logging.getLogger("saol_jax")
+  logger.setLevel(logging.INFO)
+  logger.addHandler(logging.StreamHandler(sys.stdout))
+  logger.propagate = False  # absl's root handler would print it again, with a prefix
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  threading.excepthook = lambda failure: logger.debug("in a thread: %s", failure.exc_value)

@@ -1,0 +1,240 @@
+"""The command line as a user meets it: good runs, and every kind of bad input."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saol_jax import data as data_module
+from saol_jax.data import ArraySource
+from saol_jax.errors import DivergedError, UserError
+from saol_jax.train import train_and_evaluate
+from tests.support import ROOT, command, records, run, tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """Workdir and output of a run through main.py."""
+  workdir = tmp_path_factory.mktemp("finished")
+  code, output = run(command(workdir))
+  assert code == 0, output
+  return workdir, output
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+  }
+
+
+def test_run_shows_progress_and_ends_with_a_summary(finished):
+  workdir, output = finished
+  assert "Total: " in output  # the parameter overview
+  for line in ("step  4/12  33.3 %", "images/s", " left", "evaluation at step 12"):
+    assert line in output
+  final = records(workdir)[-1]
+  assert f"{100 * final['eval/ema_saol_top1']:.2f} %" in output
+  assert str(workdir / "predictions.png") in output
+  for noise in ("Traceback", "Warning", "WARNING"):
+    assert noise not in output
+
+
+def test_pictures_are_not_blank(finished):
+  for name in ("predictions.png", "curves.png"):
+    picture = np.asarray(Image.open(finished[0] / name).convert("L"), np.float32)
+    assert min(picture.shape) > 300
+    assert picture.std() > 10
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "best"])
+def test_evaluate_reproduces_what_training_logged(finished, checkpoint):
+  workdir, _ = finished
+  before = snapshot(workdir)
+  # Another batch size: a ragged last batch, and the same numbers.
+  more = [f"--config.evaluate.checkpoint={checkpoint}", "--mode=evaluate"]
+  code, output = run(command(workdir, *more))
+  assert code == 0, output
+  path = workdir / f"evaluation_test_{checkpoint}.json"
+  result = json.loads(path.read_text())
+  logged = {r["step"]: r for r in records(workdir) if "eval/saol_top1" in r}
+  expected_step = 12
+  if checkpoint == "best":
+    expected_step = max(logged, key=lambda s: (logged[s]["eval/ema_saol_top1"], -s))
+  assert result.pop("step") == expected_step
+  wanted = {k.replace("eval/", "test/"): v for k, v in logged[expected_step].items() if k != "step"}
+  assert result == wanted
+  after = snapshot(workdir)
+  after.pop(path.name)
+  path.unlink()
+  assert before == after
+
+
+BAD = {
+  "unknown config": (["--config=configs/nope.py"], "configs/nope.py"),
+  "unknown config argument": ([f"--config={ROOT}/configs/digits_saol.py:x"], "expected saol or gap"),
+  "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
+  "wrong type": (["--config.batch_size=many"], "many"),
+  "unknown backbone": (["--config.model.name=resnet49"], "resnet50"),
+  "unknown data set": (["--config.data.name=mnist"], "digit_scenes"),
+  "unknown head": (["--config.model.head=fc"], "saol, gap"),
+  "unknown schedule": (["--config.optimizer.schedule=linear"], "one_cycle"),
+  "unknown optimizer": (["--config.optimizer.name=lion"], "adamw"),
+  "unknown dtype": (["--config.dtype=float16"], "bfloat16"),
+  "not prepared": (
+    ["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"],
+    "download_and_prepare",
+  ),
+  "odd batch": (["--config.batch_size=15", "--config.model.norm_group=0"], "CutMix"),
+  "ghost groups": (["--config.model.norm_group=5"], "norm_group=5"),
+  "accumulation": (["--config.optimizer.accumulate=3"], "accumulate=3"),
+  "image too small": (["--config.model.name=resnet18"], "too small"),
+  "bad probability": (["--config.cutmix.prob=1.5"], "cutmix.prob=1.5"),
+  "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
+  "unknown mode": (["--mode=dance"], "dance"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_message_and_changes_nothing(tmp_path, name):
+  flags, expected = BAD[name]
+  workdir = tmp_path / "run"
+  code, output = run(command(workdir, *flags))
+  assert code == 2, output
+  assert expected in output
+  assert output.count("error: ") == 1
+  assert "Traceback" not in output
+  assert not workdir.exists()
+
+
+def test_devices_must_divide_the_batch(tmp_path):
+  code, output = run(command(tmp_path / "run", batch_size=18, model__norm_group=2), devices=4)
+  assert code == 2
+  assert "the 4 devices" in output
+  assert "--config.batch_size=20" in output
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ({"model__width": 16}, "model.width: 8 there, 16 now"),
+    ({"optimizer__learning_rate": 0.5}, "optimizer.learning_rate: 0.004 there, 0.5 now"),
+    ({"model__name": "wrn_16_4"}, "model.name: 'resnet8' there, 'wrn_16_4' now"),
+  ],
+)
+def test_workdir_of_another_run_is_refused(finished, change, says):
+  workdir, _ = finished
+  before = snapshot(workdir)
+  with pytest.raises(UserError) as error:
+    train_and_evaluate(tiny_config(dtype="float32", **change), workdir)
+  assert says in str(error.value)
+  assert snapshot(workdir) == before
+
+
+def test_checkpoints_without_config_are_refused(tmp_path):
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  with pytest.raises(UserError, match=r"no config\.json"):
+    train_and_evaluate(tiny_config(), tmp_path)
+
+
+def test_how_a_run_is_watched_may_change(finished, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  train_and_evaluate(tiny_config(log_every_steps=3, eval_every_steps=12), workdir)
+  assert json.loads((workdir / "config.json").read_text())["log_every_steps"] == 3
+
+
+def test_evaluating_nothing_says_train_first(tmp_path):
+  code, output = run(command(tmp_path / "run", "--mode=evaluate"))
+  assert code == 2
+  assert "train first" in output
+
+
+def test_labels_outside_the_classes_are_named(monkeypatch, tmp_path):
+  real = data_module.load_source
+
+  def spoiled(*arguments, **options):
+    source = real(*arguments, **options)
+    labels = source.labels.copy()
+    labels[7] = 10
+    return ArraySource(**{**dataclasses.asdict(source), "labels": labels, "info": source.info})
+
+  monkeypatch.setattr("saol_jax.experiment.load_source", spoiled)
+  with pytest.raises(UserError, match=r"(?s)7.*10.*0.*9"):
+    train_and_evaluate(tiny_config(), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_divergence_names_the_loss_and_the_step_and_saves_nothing_broken(tmp_path):
+  # AdamW moves by the rate whatever the gradient: the weights overflow at once.
+  config = tiny_config(optimizer__learning_rate=1e30, optimizer__schedule="constant")
+  with pytest.raises(DivergedError, match=r"not finite at step [1-4]\b"):
+    train_and_evaluate(config, tmp_path)
+  assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+  assert not any("eval/saol_top1" in record for record in records(tmp_path))
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path):
+  """A file system of 16 MB, filled up after the first checkpoint."""
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mounted = subprocess.run(
+    ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True, check=False
+  )
+  if mounted.returncode:
+    pytest.skip("a small file system cannot be mounted here")
+  try:
+    workdir = disk / "run"
+    code, output = run(command(workdir))
+    assert code == 0, output[-3000:]
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines[:3]))
+    kept = snapshot(workdir / "checkpoints" / "10")
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"x" * (free - 300_000))
+    code, output = run(command(workdir))
+    assert code == 2, output
+    assert "could not be saved" in output
+    assert str(workdir / "checkpoints" / "10") in output
+    assert "Traceback" not in output
+    assert snapshot(workdir / "checkpoints" / "10") == kept
+    (disk / "filler").unlink()
+    code, output = run(command(workdir))
+    assert code == 0, output[-3000:]
+    assert "Going on from step 10" in output
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_cifar100_trains_and_the_loss_falls(data_dir, tmp_path):
+  """30 steps on the real thing, through the recipe's own pipeline."""
+  code, output = run(
+    command(
+      tmp_path,
+      f"--config.data.data_dir={data_dir / 'tfds'}",
+      config="configs/cifar_saol.py:cifar100,resnet8",
+      batch_size=64,
+      num_train_steps=30,
+      log_every_steps=5,
+      eval_every_steps=30,
+      checkpoint_every_steps=30,
+      eval_batch_size=2000,
+      cutmix__prob=0.5,
+      model__norm_group=0,
+      optimizer__ema_decay=0.0,
+      optimizer__name="adamw",
+      optimizer__learning_rate=3e-3,
+    ),
+    timeout=400,
+  )
+  assert code == 0, output
+  losses = [r["train/loss_spatial"] for r in records(tmp_path) if "train/loss_spatial" in r]
+  assert len(losses) == 6
+  assert losses[-1] < losses[0] - 0.1
+  assert records(tmp_path)[-1]["eval/saol_top1"] > 0.02  # chance is 0.01
