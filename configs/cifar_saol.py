@@ -8,7 +8,8 @@ gap for GAP-FC with the same recipe, CutMix included.
 
 Recipe: CutMix (Yun et al. 2019) and ABN (Fukui et al. 2019), which the SAOL authors say they kept:
 300 epochs, batch 128, SGD with Nesterov momentum, rate 0.1, weight decay 5e-4, cosine decay, CutMix
-with probability 0.5, flip and pad-crop. Needs the data set prepared by TFDS, see --config.data.data_dir.
+with probability 0.5, flip and pad-crop. Needs the data set prepared by TFDS, in
+--config.data.data_dir.
 No result of ours is known yet for these runs.
 """
 

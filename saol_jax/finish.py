@@ -2,16 +2,19 @@
 
 import logging
 import pathlib
+import shlex
 import statistics
+import sys
 
 import jax
 import numpy as np
 
+from saol_jax.curves import draw_curves
 from saol_jax.data import ArraySource
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
 from saol_jax.localization import boxes_from_maps, score_maps
-from saol_jax.report import draw_curves, draw_predictions, summary
+from saol_jax.report import draw_predictions, summary
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ def finish(
   files = {
     "checkpoints": str(workdir / "checkpoints"),
     "metrics": str(workdir / "metrics.jsonl"),
-    "TensorBoard": f"tensorboard --logdir {workdir}",
+    "TensorBoard": str(workdir / "tensorboard"),
     "curves": str(workdir / "curves.png"),
   }
   draw_curves(workdir / "curves.png", records)
@@ -54,15 +57,31 @@ def finish(
   rates = [r["time/images_per_second"] for r in records if "time/images_per_second" in r]
   return summary(
     heads={
-      name.removeprefix("eval/").removesuffix("_top1"): value
+      _head_name(name): value
       for name, value in final.items()
       if name.startswith("eval/") and name.endswith("_top1")
     },
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=[],
+    next_commands=_next_commands(workdir),
   )
+
+
+def _head_name(metric: str) -> str:
+  """eval/ema_saol_top1 -> SAOL, EMA."""
+  head = metric.removeprefix("eval/").removesuffix("_top1")
+  name = {"saol": "SAOL", "gap": "GAP-FC"}[head.removeprefix("ema_")]
+  return f"{name}, EMA" if head.startswith("ema_") else name
+
+
+def _next_commands(workdir: pathlib.Path) -> list[tuple[str, str]]:
+  """What to try after this run, as commands to copy."""
+  commands = [("watch the run's curves", f"tensorboard --logdir {shlex.quote(str(workdir))}")]
+  if pathlib.Path(sys.argv[0]).name == "main.py":
+    arguments = [*sys.argv, "--mode=evaluate", "--config.evaluate.checkpoint=best"]
+    commands.append(("evaluate the best checkpoint", f"python {shlex.join(arguments)}"))
+  return commands
 
 
 def _draw_examples(

@@ -22,11 +22,12 @@ def classification_sums(
     `top5` and `nll` scalars; `bin_count`, `bin_correct`, `bin_confidence` (15,), by confidence.
   """
   own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
-  # Examples before the label in a stable descending sort: rank 0 is what argmax gives.
-  earlier = jnp.arange(log_probs.shape[1])[None] < labels[:, None]
-  rank = jnp.sum((log_probs > own) | ((log_probs == own) & earlier), axis=1)
+  # Classes not behind the label in a stable descending sort: rank 0 is what argmax gives. NaN is
+  # behind nothing, and nothing is behind NaN: a prediction of NaN is wrong.
+  later = jnp.arange(log_probs.shape[1])[None] >= labels[:, None]
+  rank = jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
   top1, top5 = ((rank < k).astype(jnp.float32) * mask for k in (1, 5))
-  confidence = jnp.exp(jnp.max(log_probs, axis=1))
+  confidence = jnp.where(mask > 0, jnp.exp(jnp.max(log_probs, axis=1)), 0.0)
   bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
   member = jax.nn.one_hot(bins, NUM_BINS, dtype=jnp.float32) * mask[:, None]
   return {

@@ -67,7 +67,8 @@ def create_model(
     head: "saol" for SAOL and GAP-FC side by side, "gap" for GAP-FC alone, the baseline.
     width, kernel_size, lateral_kernel_size, mask_branch: of SAOL, see there.
     dropout: rate inside the backbone's blocks, where the family has it.
-    last_stride: 1 or 2, of the backbone's last stage; None for the family's own.
+    last_stride: 1 or 2, of the backbone's last stage; None for the family's own. Both are for
+      backbones made here by name.
     norm_group: examples a group of the batch normalisation; None for the whole batch.
     dtype: of the computation. Parameters, statistics, softmax and results are float32.
     rngs: stream `params` initialises, stream `dropout` drops.
@@ -84,6 +85,11 @@ def create_model(
   if isinstance(name, str):
     backbone = create_backbone(
       name, dropout=dropout, last_stride=last_stride, norm_group=norm_group, dtype=dtype, rngs=rngs
+    )
+  elif dropout or last_stride is not None:
+    raise UserError(
+      f"dropout={dropout} and last_stride={last_stride} would do nothing to a backbone of your "
+      "own: give them to the backbone where you make it, and leave them out here"
     )
   channels = backbone.stage_channels
   gap = GapFC(channels[-1], num_classes, dtype=dtype, rngs=rngs)

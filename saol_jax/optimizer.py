@@ -40,8 +40,10 @@ def make_schedule(
   if name == "cosine":
     schedule = optax.cosine_decay_schedule(peak, rest)
   elif name == "step":
-    steps = {round(share * num_train_steps) - warmup_steps: factor for share in milestones}
-    schedule = optax.piecewise_constant_schedule(peak, steps)
+    steps = [round(share * num_train_steps) - warmup_steps for share in milestones]
+    # In a short run several milestones may fall on one step.
+    factors = {step: factor ** steps.count(step) for step in steps}
+    schedule = optax.piecewise_constant_schedule(peak, factors)
   elif name == "one_cycle":
     return _standard_promotion(optax.cosine_onecycle_schedule(num_train_steps, peak))
   elif name == "constant":

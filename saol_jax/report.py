@@ -1,4 +1,4 @@
-"""What a run leaves for a person: the picture of predictions, the curves, the final summary.
+"""What a run leaves for a person: the picture of predictions and the final summary.
 
 Everything draws on its own Figure with the Agg canvas: no display, no pyplot, safe in threads.
 """
@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager, patheffects, ticker
+from matplotlib import font_manager, patheffects
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from scipy import ndimage
 
 from saol_jax import localization
 
-_DPI = 100
-_FONT = "DejaVu Sans"  # comes with matplotlib
-_INK, _GREY, _PALE = "#1f2328", "#6a737d", "#d0d7de"
+DPI = 100
+FONT = "DejaVu Sans"  # comes with matplotlib
+INK, GREY, PALE = "#1f2328", "#6a737d", "#d0d7de"
 _RIGHT, _WRONG = "#1a7f37", "#cf222e"
 _PREDICTED_BOX, _TRUE_BOX = "#ffd60a", "#ffffff"
 _HEAT = matplotlib.colormaps["inferno"]
@@ -34,18 +33,6 @@ _MARGIN = 24
 _TOP = 76
 _COLUMN_GAP, _ROW_GAP = 32, 16
 _LEAST_WIDTH = 640  # room for the title and the legend
-
-# Each loss with its name in the paper. Colours go in this order, other losses take what is left.
-_LOSSES = {
-  "train/loss": "total",
-  "train/loss_spatial": "spatial (SL)",
-  "train/loss_mask": "pasted mask (SS1)",
-  "train/loss_consistency": "consistency (SS2)",
-  "train/loss_distillation": "distillation (SD)",
-}
-_COLOURS = ("#1f2328", "#0969da", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#1b7c83", "#bf3989")
-_HEADS = {"saol": ("SAOL", "#0969da"), "gap": ("GAP-FC", "#e16f24")}
-_SMOOTH_ABOVE = 200  # points in a curve
 
 
 def draw_predictions(
@@ -133,7 +120,7 @@ def draw_predictions(
     _text(axes, x, y - 23, name, 13, colour, end=share, room=strip, weight="bold")
     overlap = f"   IoU {iou[index]:.2f}" if has_box[index] else ""
     truth = f"true: {class_names[labels[index]]}"
-    _text(axes, x, y - 7, truth, 12, _GREY, end=overlap, room=strip)
+    _text(axes, x, y - 7, truth, 12, GREY, end=overlap, room=strip)
   for y, x in corners[:columns]:
     for place, name in enumerate(("attention", "class map"), start=1):
       x_text = x + place * (panel[1] + _PANEL_GAP) + 5
@@ -142,10 +129,10 @@ def draw_predictions(
   facts = f"{right.sum()} of {len(images)} right"
   if has_box.any():
     facts += f", mean IoU {iou[has_box].mean():.2f}"
-  _text(axes, _MARGIN, 36, title, 18, _INK, weight="bold", room=page_width - 2 * _MARGIN)
-  _text(axes, _MARGIN, 58, facts, 12, _GREY)
+  _text(axes, _MARGIN, 36, title, 18, INK, weight="bold", room=page_width - 2 * _MARGIN)
+  _text(axes, _MARGIN, 58, facts, 12, GREY)
   _legend(axes, page_width - _MARGIN, 58, with_true=bool(has_box.any()))
-  _save(canvas, path)
+  save(canvas, path)
 
 
 def _filled(boxes: np.ndarray) -> np.ndarray:
@@ -193,7 +180,7 @@ def _overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
 def _page_axes(page: np.ndarray) -> tuple[FigureCanvasAgg, Axes]:
   """A figure of the page's size in pixels, and axes whose coordinates are the pixels'."""
   height, width = page.shape[:2]
-  figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+  figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
   canvas = FigureCanvasAgg(figure)
   axes = figure.add_axes((0, 0, 1, 1))
   axes.set_axis_off()
@@ -217,7 +204,7 @@ def _box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) -> N
         height,
         fill=False,
         edgecolor=line,
-        linewidth=pixels * 72 / _DPI,
+        linewidth=pixels * 72 / DPI,
         linestyle=look,
         joinstyle="miter",
         snap=False,
@@ -240,7 +227,7 @@ def _text(
   outline: bool = False,
 ) -> float:
   """Writes text + end on the baseline y, shortening text to fit into `room`; returns the width."""
-  font = font_manager.FontProperties(family=_FONT, size=pixels * 72 / _DPI, weight=weight)
+  font = font_manager.FontProperties(family=FONT, size=pixels * 72 / DPI, weight=weight)
   glyphs = font_manager.get_font(font_manager.findfont(font))
   # A character that the font lacks would warn; a line break, which it lacks too, leave the line.
   text = "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in text)
@@ -267,119 +254,23 @@ def _text(
 
 def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:
   """Writes what lines and colours mean, ending at `right`."""
-  x = right - _text(axes, right, y, "high", 11, _GREY, align="right") - 6
+  x = right - _text(axes, right, y, "high", 11, GREY, align="right") - 6
   axes.imshow(np.linspace(0, 1, 64)[None], cmap=_HEAT, extent=(x - 64, x, y, y - 9), aspect="auto")
   x -= 70
-  x -= _text(axes, x, y, "map: low", 11, _GREY, align="right") + 18
+  x -= _text(axes, x, y, "map: low", 11, GREY, align="right") + 18
   entries = [("predicted box", _PREDICTED_BOX, False)]
   if with_true:
     entries.insert(0, ("true box", _TRUE_BOX, True))
   for name, colour, dashed in entries:
-    x -= _text(axes, x, y, name, 11, _GREY, align="right") + 6
+    x -= _text(axes, x, y, name, 11, GREY, align="right") + 6
     _box(axes, np.array([y - 12, x - 25, y + 3, x]), colour, dashed=dashed)
     x -= 43
 
 
-def _save(canvas: FigureCanvasAgg, path: str | os.PathLike) -> None:
+def save(canvas: FigureCanvasAgg, path: str | os.PathLike) -> None:
   """Writes the drawn canvas as an RGB PNG."""
   canvas.draw()
   Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, "PNG", optimize=True)
-
-
-def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]]) -> None:
-  """Writes a PNG with the losses and the learning rate on the left, the top-1 shares on the right.
-
-  Args:
-    path: of the PNG; an existing file is replaced.
-    records: the lines of metrics.jsonl, each with 'step' and any of 'train/loss*',
-      'train/learning_rate' and 'eval/*_top1' (shares in [0, 1]); other keys, and values that are
-      None or not finite, are passed over. May be empty.
-  """
-  figure = Figure(figsize=(12, 5), dpi=_DPI, layout="constrained")
-  canvas = FigureCanvasAgg(figure)
-  grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
-  losses, top1 = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
-  rate = figure.add_subplot(grid[1, 0], sharex=losses)
-
-  names = sorted({key for record in records for key in record})
-  present = [key for key in _LOSSES if key in names]
-  present += [key for key in names if key.startswith("train/loss") and key not in _LOSSES]
-  for index, key in enumerate(present):
-    name = _LOSSES.get(key) or key.removeprefix("train/").removeprefix("loss_")
-    _curve(losses, records, key, name, _COLOURS[index % len(_COLOURS)])
-  if any((line.get_ydata() > 0).any() for line in losses.lines):
-    losses.set_yscale("log", nonpositive="mask")  # the parts differ by orders of magnitude
-    losses.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    losses.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    losses.yaxis.set_minor_formatter(ticker.NullFormatter())
-  _curve(rate, records, "train/learning_rate", "", _GREY)
-
-  shares = [key for key in names if key.startswith("eval/") and key.endswith("_top1")]
-  for key in sorted(shares, key=lambda key: ("ema_" in key, "saol" not in key)):
-    head = key.removeprefix("eval/").removesuffix("_top1")
-    ema, head = head.startswith("ema_"), head.removeprefix("ema_")
-    name, colour = _HEADS.get(head, (head, _COLOURS[3]))
-    _curve(top1, records, key, f"{name}, EMA" if ema else name, colour, dashed=ema, factor=100)
-  if top1.lines:
-    top1.set_ylim(top=min(top1.get_ylim()[1], 100.5))
-
-  for axes, name in ((losses, "training losses"), (rate, None), (top1, "evaluation top-1, %")):
-    _finish(axes, name)
-  losses.tick_params(labelbottom=False)
-  rate.set_ylim(bottom=0)
-  rate.set_ylabel("learning rate", color=_GREY, fontsize=9)
-  _save(canvas, path)
-
-
-def _curve(
-  axes: Axes,
-  records: Sequence[Mapping[str, float]],
-  key: str,
-  name: str,
-  colour: str,
-  *,
-  dashed: bool = False,
-  factor: float = 1.0,
-) -> None:
-  """Draws one key over the steps, its last value in the label; long ones pale, with a mean."""
-  values = {r["step"]: r[key] for r in records if r.get(key) is not None}
-  points = np.array(sorted(p for p in values.items() if math.isfinite(p[1])), np.float64)
-  if not len(points):
-    return
-  steps, values = points[:, 0], points[:, 1] * factor
-  look = {"color": colour, "linestyle": "--" if dashed else "-"}
-  label = f"{name} {values[-1]:.3g}" if factor == 1 else f"{name} {values[-1]:.2f} %"
-  if len(values) > _SMOOTH_ABOVE:
-    axes.plot(steps, values, linewidth=0.6, alpha=0.25, **look)
-    values = ndimage.uniform_filter1d(values, len(values) // 50, mode="nearest")
-  marker = "o" if len(values) <= 30 else ""
-  axes.plot(steps, values, linewidth=1.6, marker=marker, markersize=3, label=label, **look)
-
-
-def _finish(axes: Axes, name: str | None) -> None:
-  """Title, ticks, grid and legend; a note where nothing was drawn."""
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(_PALE)
-  axes.tick_params(colors=_GREY, labelsize=9, which="both", length=0)
-  axes.grid(color=_PALE, linewidth=0.6, alpha=0.6)
-  axes.set_xlim(left=0)
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-  axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-  if not axes.lines:
-    axes.set_yticks([])
-    note = {"ha": "center", "va": "center", "color": _GREY, "fontsize": 10}
-    axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, **note)
-  if name is None:  # the small panel below another
-    return
-  axes.set_title(name, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=42)
-  if axes.lines:
-    # Above the axes, where no curve runs, and without a say in how wide they are.
-    place = {"loc": "lower left", "bbox_to_anchor": (-0.012, 1.0), "borderaxespad": 0.2}
-    look = {"frameon": False, "fontsize": 9, "labelcolor": _INK}
-    legend = axes.legend(ncols=3, handlelength=1.5, columnspacing=1.2, **look, **place)
-    legend.set_in_layout(False)
-    for text in legend.get_texts():
-      text.set_parse_math(False)
 
 
 def summary(

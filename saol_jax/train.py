@@ -137,9 +137,7 @@ def _restore_or_init(
 def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
   """Says what will be trained on what."""
   config, info = experiment.config, experiment.info
-  overview = parameter_overview.get_parameter_overview(
-    state.variables.params, include_stats=False
-  )
+  overview = parameter_overview.get_parameter_overview(state.variables.params, include_stats=False)
   logger.info("%s", overview)
   logger.info(
     "%s with head %s on %s: %d training and %d %s images of %d classes; %d steps of %d images in "

@@ -13,13 +13,12 @@ from flax import struct
 from jax.sharding import Mesh
 
 from saol_jax import cutmix, losses
+from saol_jax.accumulation import Batch, mean_over_parts
 from saol_jax.data.augment import flip_and_crop, normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.metrics import classification_sums
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
-
-Batch = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -87,41 +86,37 @@ def saol_losses(
   output: ModelOutput,
   unmixed: ModelOutput | None,
   targets: jax.Array,
-  boxes: jax.Array,
-  image_size: tuple[int, int],
+  mask: jax.Array,
   *,
-  names: tuple[str, ...],
   beta: float,
 ) -> dict[str, jax.Array]:
-  """The losses `names` of a mixed batch, (B,) each.
+  """The paper's losses of a mixed batch, (B,) each.
 
   Args:
     output: for the mixed images.
-    unmixed: for the images before mixing; needed for "consistency" alone.
+    unmixed: for the same images before mixing; None leaves L_SS2 out.
     targets: (B, K), mixed labels.
-    boxes: (B, 4), what was pasted, in pixels.
-    image_size: height and width that the boxes refer to.
-    names: of the losses wanted, see `loss_weights`.
-    beta: of the self-distillation.
+    mask: (B, height, width), 1 where a pixel was pasted.
+    beta: of L_SD.
   """
-  if names == ("classification",):
-    log_probs = jax.nn.log_softmax(output.gap_logits)
-    return {"classification": losses.soft_cross_entropy(log_probs, targets)}
-
   spatial = output.spatial
-  mask = cutmix.box_mask(boxes, *image_size)
   mask = cutmix.reduce_mask(mask, spatial.attention.shape[1:])
-  values = {"spatial": losses.soft_cross_entropy(spatial.log_probs, targets)}
-  if "mask" in names:
+  values = {"spatial": losses.soft_cross_entropy(spatial.log_probs, targets)}  # L_SL
+  if spatial.mask_logits is not None:  # L_SS1
     values["mask"] = losses.mask_loss(spatial.mask_logits, mask)
-  if "consistency" in names:
+  if unmixed is not None:  # L_SS2: what was pasted came from the partner
     source = cutmix.partner(unmixed.spatial.spatial_log_probs)
     values["consistency"] = losses.consistency_loss(spatial.spatial_log_probs, source, mask)
-  if "distillation" in names:
-    values["distillation"] = losses.self_distillation_loss(
-      spatial.log_probs, output.gap_logits, targets, beta
-    )
+  values["distillation"] = losses.self_distillation_loss(  # L_SD
+    spatial.log_probs, output.gap_logits, targets, beta
+  )
   return values
+
+
+def gap_losses(output: ModelOutput, targets: jax.Array) -> dict[str, jax.Array]:
+  """The baseline's loss of a batch, (B,): cross-entropy of GAP-FC with the (mixed) labels."""
+  log_probs = jax.nn.log_softmax(output.gap_logits)
+  return {"classification": losses.soft_cross_entropy(log_probs, targets)}
 
 
 def make_train_step(
@@ -149,17 +144,14 @@ def make_train_step(
       unmixed, _ = model.apply(fixed, part["image"], train=True, key=key_unmixed)
     variables = Variables(params, batch_stats)
     output, batch_stats = model.apply(variables, part["mixed"], train=True, key=key_mixed)
-    values = saol_losses(
-      output,
-      unmixed,
-      part["target"],
-      part["box"],
-      part["image"].shape[1:3],
-      names=tuple(weights),
-      beta=config.loss.distillation_beta,
-    )
-    values = {name: value.mean() for name, value in values.items()}
-    total = sum(weights[name] * values[name] for name in weights)
+    if output.spatial is None:
+      values = gap_losses(output, part["target"])
+    else:
+      mask = cutmix.box_mask(part["box"], *part["image"].shape[1:3])
+      beta = config.loss.distillation_beta
+      values = saol_losses(output, unmixed, part["target"], mask, beta=beta)
+    values = {name: values[name].mean() for name in weights}
+    total = sum(weights[name] * value for name, value in values.items())
     top1 = jnp.mean(_log_probs(output).argmax(-1) == part["target"].argmax(-1), dtype=jnp.float32)
     return total, (batch_stats, {"loss": total, "top1": top1, **values})
 
@@ -168,7 +160,7 @@ def make_train_step(
       jax.random.fold_in(state.key, state.step), 3
     )
     batch = _prepare(config, info, mesh, batch, key_augment, key_cutmix)
-    gradients, (batch_stats, values) = _mean_over_parts(
+    gradients, (batch_stats, values) = mean_over_parts(
       functools.partial(jax.grad(loss_fn, has_aux=True), *_unpack(state.variables)),
       batch,
       key_dropout,
@@ -267,30 +259,6 @@ def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
   else:
     mixed = images
   return {"image": images, "mixed": mixed, "target": targets, "box": boxes}
-
-
-def _mean_over_parts(function, batch, key, *, parts: int, chunk: int):
-  """Mean of `function(part, key)` over equal parts of a batch, one after the other.
-
-  A part takes every `parts`-th chunk of consecutive examples, so that pairs and groups stay whole
-  and each device has a share of each part. Each part starts from the same batch statistics, so
-  their mean is what the whole batch would have given.
-  """
-  if parts == 1:
-    return function(batch, key)
-
-  def split(x: jax.Array) -> jax.Array:
-    chunks = x.reshape(-1, parts, chunk, *x.shape[1:]).swapaxes(0, 1)
-    return chunks.reshape(parts, -1, *x.shape[1:])
-
-  def add(total, part_and_key):
-    return jax.tree.map(jnp.add, total, function(*part_and_key)), None
-
-  inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
-  first = jax.tree.map(lambda x: x[0], inputs)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
-  total, _ = jax.lax.scan(add, zeros, inputs)
-  return jax.tree.map(lambda x: x / parts, total)
 
 
 def _moving_average(ema: Variables | None, new: Variables, decay: float) -> Variables | None:

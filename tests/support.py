@@ -55,7 +55,12 @@ def command(workdir, *more: str, config: str = "configs/digits_saol.py", **chang
 def run(arguments: list[str], *, devices: int = 1, timeout: float = 240) -> tuple[int, str]:
   """Runs a command to its end; returns its exit code and all that it printed."""
   done = subprocess.run(
-    arguments, capture_output=True, text=True, timeout=timeout, env=environment(devices), check=False
+    arguments,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    env=environment(devices),
+    check=False,
   )
   return done.returncode, done.stdout + done.stderr
 

@@ -159,7 +159,8 @@ def test_pool_gradient_equals_finite_differences():
   def loss(a, z):
     return jnp.sum(spatial_attention_pool(a, z) * jnp.float32(weights))
 
-  gradients = jax.grad(loss, (0, 1))(jnp.float32(a), jnp.float32(z))
+  gradients = jax.jit(jax.grad(loss, (0, 1)))(jnp.float32(a), jnp.float32(z))
+  gradients = jax.tree.map(np.asarray, gradients)
   for which, gradient in enumerate(gradients):
     for place in np.ndindex(gradient.shape):
       ends = []
@@ -200,7 +201,8 @@ def test_pool_is_stable_for_huge_logits_in_value_and_gradient(case):
     log_probs = spatial_attention_pool(a, z)
     return jnp.sum(log_probs * jnp.float32(weights)), log_probs
 
-  gradients, log_probs = jax.grad(loss, (0, 1), has_aux=True)(jnp.float32(a), jnp.float32(z))
+  gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+  gradients, log_probs = gradient(jnp.float32(a), jnp.float32(z))
 
   # d log y_k / da_ij = r_ijk - A_ij and d log y_k / dz_ijc = r_ijk (1[k = c] - Y_ijc), with
   # r_ijk = A_ij Y_ijk / y_k, the share of class k that comes from cell ij.

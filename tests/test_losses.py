@@ -85,10 +85,10 @@ def test_equals_numpy_per_example(name):
   loss, reference = LOSSES[name]
   inputs = _inputs(name)
   with jax.enable_x64(True):
-    values = loss(*map(jnp.asarray, inputs))
+    values = jax.jit(loss)(*map(jnp.asarray, inputs))
     assert values.dtype == jnp.float64
     np.testing.assert_allclose(values, reference(*inputs), rtol=1e-11, atol=1e-14)
-  values = loss(*map(jnp.float32, inputs))
+  values = jax.jit(loss)(*map(jnp.float32, inputs))
   assert values.dtype == jnp.float32
   assert values.shape == (5,)
   np.testing.assert_allclose(values, reference(*inputs), rtol=2e-5, atol=1e-6)
@@ -101,9 +101,8 @@ def test_gradient_equals_finite_differences_of_numpy(name):
   # Different weights: a gradient that lands on the wrong example shows.
   weights = np.arange(1.0, 6.0)
   with jax.enable_x64(True):
-    gradient = jax.grad(lambda *x: jnp.sum(loss(*x) * jnp.asarray(weights)), position)(
-      *map(jnp.asarray, inputs)
-    )
+    gradient = jax.grad(lambda *x: jnp.sum(loss(*x) * jnp.asarray(weights)), position)
+    gradient = np.asarray(jax.jit(gradient)(*map(jnp.asarray, inputs)))
   for place in np.ndindex(gradient.shape):
     ends = []
     for step in (1e-5, -1e-5):

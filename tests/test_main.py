@@ -77,7 +77,10 @@ def test_evaluate_reproduces_what_training_logged(finished, checkpoint):
 
 BAD = {
   "unknown config": (["--config=configs/nope.py"], "configs/nope.py"),
-  "unknown config argument": ([f"--config={ROOT}/configs/digits_saol.py:x"], "expected saol or gap"),
+  "unknown config argument": (
+    [f"--config={ROOT}/configs/digits_saol.py:x"],
+    "expected saol or gap",
+  ),
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
   "wrong type": (["--config.batch_size=many"], "many"),
   "unknown backbone": (["--config.model.name=resnet49"], "resnet50"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import localization, report
+from saol_jax import curves, localization, report
 
 # The layout of predictions.png, written down a second time.
 LEFT, TOP, HEADING, GAP, COLUMN_GAP, ROW_GAP = 24, 76, 40, 4, 32, 16
@@ -223,7 +223,7 @@ def test_drawing_is_the_same_in_threads_and_leaves_pyplot_alone(tmp_path):
 
   def draw(path):
     report.draw_predictions(path, **data)
-    report.draw_curves(path.with_suffix(".curves.png"), log)
+    curves.draw_curves(path.with_suffix(".curves.png"), log)
 
   threads = [threading.Thread(target=draw, args=(path,)) for path in paths]
   for thread in threads:
@@ -280,7 +280,7 @@ def inked(page, region, colour):
 
 
 def test_curves_show_each_quantity_in_its_panel(tmp_path):
-  report.draw_curves(tmp_path / "curves.png", records())
+  curves.draw_curves(tmp_path / "curves.png", records())
   page = read(tmp_path / "curves.png")
   assert page.shape == (500, 1200, 3)
   total, spatial = inked(page, LOSSES, BLACK), inked(page, LOSSES, BLUE)
@@ -295,8 +295,8 @@ def test_curves_show_each_quantity_in_its_panel(tmp_path):
 
 def test_curves_give_the_last_values(tmp_path, monkeypatch):
   figures = []
-  monkeypatch.setattr(report, "_save", lambda canvas, path: figures.append(canvas.figure))
-  report.draw_curves(tmp_path / "curves.png", records()[::-1])  # whatever the order
+  monkeypatch.setattr(curves, "save", lambda canvas, path: figures.append(canvas.figure))
+  curves.draw_curves(tmp_path / "curves.png", records()[::-1])  # whatever the order
   losses, top1, _ = figures[0].axes
   # 300 / 4000 + 1, 200 / 4000, 0.5; shares as percent.
   assert [text.get_text() for text in losses.get_legend().get_texts()] == [
@@ -313,12 +313,12 @@ def test_curves_give_the_last_values(tmp_path, monkeypatch):
 
 def test_a_missing_or_unusable_value_is_passed_over(tmp_path):
   log = records()
-  report.draw_curves(tmp_path / "clean.png", log)
+  curves.draw_curves(tmp_path / "clean.png", log)
   extra = [
     {"step": 150, "train/loss": None, "eval/saol_top1": float("nan")},
     {"step": 160, "train/loss": float("inf"), "note": 3.0},
   ]
-  report.draw_curves(tmp_path / "dirty.png", log[:5] + extra + log[5:])
+  curves.draw_curves(tmp_path / "dirty.png", log[:5] + extra + log[5:])
   np.testing.assert_array_equal(read(tmp_path / "clean.png"), read(tmp_path / "dirty.png"))
 
 
@@ -334,7 +334,7 @@ def test_a_missing_or_unusable_value_is_passed_over(tmp_path):
   ],
 )
 def test_curves_of_next_to_nothing(tmp_path, log):
-  report.draw_curves(tmp_path / "curves.png", log)
+  curves.draw_curves(tmp_path / "curves.png", log)
   assert read(tmp_path / "curves.png").std() > 5
 
 
@@ -342,7 +342,7 @@ def test_curves_of_next_to_nothing(tmp_path, log):
 def test_ema_is_drawn_dashed(tmp_path, step):
   # Thin markers only where there are few points, so 60 of them.
   log = [{"step": s, "eval/saol_top1": 0.9, "eval/ema_saol_top1": 0.2} for s in range(step, 60)]
-  report.draw_curves(tmp_path / "curves.png", log)
+  curves.draw_curves(tmp_path / "curves.png", log)
   ink = inked(read(tmp_path / "curves.png"), TOP1, BLUE)
   middle = ink[:, 0].mean()
   columns = [len(np.unique(half[:, 1])) for half in (ink[ink[:, 0] < middle],
@@ -353,7 +353,7 @@ def test_ema_is_drawn_dashed(tmp_path, step):
 def test_long_curves_are_smoothed(tmp_path):
   rng = np.random.default_rng(0)
   log = [{"step": s, "train/loss": 2 + rng.normal() * 0.3} for s in range(2000)]
-  report.draw_curves(tmp_path / "curves.png", log)
+  curves.draw_curves(tmp_path / "curves.png", log)
   ink = inked(read(tmp_path / "curves.png"), LOSSES, BLACK)
   # The raw values reach from 1 to 3, the whole height; the mean over 40 stays within 0.25 of 2.
   assert 4 < np.ptp(ink[:, 0]) < 110

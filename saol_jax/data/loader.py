@@ -12,6 +12,8 @@ from saol_jax.data.source import ArraySource
 
 Batch = Mapping[str, np.ndarray]
 
+_END = object()  # after the last item of `prefetch`; a StopIteration of `make` is an error
+
 
 class Loader:
   """Training batches of a source, shuffled anew each epoch.
@@ -93,7 +95,7 @@ def prefetch(
         put((make(number), None))
         if closed.is_set():
           return
-      put((None, StopIteration()))
+      put((_END, None))
     except Exception as error:
       put((None, error))
 
@@ -102,10 +104,10 @@ def prefetch(
   try:
     while True:
       item, error = items.get()
-      if isinstance(error, StopIteration):
-        return
       if error is not None:
         raise error
+      if item is _END:
+        return
       yield item
   finally:
     closed.set()

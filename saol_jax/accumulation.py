@@ -1,0 +1,50 @@
+"""Gradient accumulation: a batch that does not fit is computed in parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+
+
+def mean_over_parts(
+  function: Callable[[Batch, jax.Array], Any],
+  batch: Batch,
+  key: jax.Array,
+  *,
+  parts: int,
+  chunk: int,
+) -> Any:
+  """Mean of `function(part, key)` over equal parts of a batch, one after the other.
+
+  A part takes every `parts`-th chunk of consecutive examples, so that pairs and groups stay whole
+  and each device has a share of each part. Each part starts from the same batch statistics, so
+  their mean is what the whole batch would have given.
+
+  Args:
+    function: from a part of the batch and a random key to a pytree of means over the part.
+    batch: arrays (B, ...).
+    key: random key, split over the parts.
+    parts: number of parts; 1 calls `function` on the whole batch.
+    chunk: consecutive examples that must stay together; `parts * chunk` divides B.
+
+  Returns:
+    What `function` returns, averaged over the parts.
+  """
+  if parts == 1:
+    return function(batch, key)
+
+  def split(x: jax.Array) -> jax.Array:
+    chunks = x.reshape(-1, parts, chunk, *x.shape[1:]).swapaxes(0, 1)
+    return chunks.reshape(parts, -1, *x.shape[1:])
+
+  def add(total, part_and_key):
+    return jax.tree.map(jnp.add, total, function(*part_and_key)), None
+
+  inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
+  first = jax.tree.map(lambda x: x[0], inputs)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
+  total, _ = jax.lax.scan(add, zeros, inputs)
+  return jax.tree.map(lambda x: x / parts, total)

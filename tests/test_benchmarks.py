@@ -1,0 +1,373 @@
+"""The benchmarks, run as a user runs them, against counts by hand and recomputed ratios."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import heads, record, step
+from saol_jax import create_model
+from saol_jax.errors import UserError
+from saol_jax.model import FunctionalModel
+from tests.support import ROOT, run
+
+BATCH, PIXELS, CLASSES, WIDTH = 4, 16, 5, 8
+
+
+def call(script: str, *arguments: str) -> tuple[int, str]:
+  return run(
+    [sys.executable, "-W", "error:::saol_jax", str(ROOT / "benchmarks" / script), *arguments]
+  )
+
+
+def parameters(**options) -> int:
+  """Of resnet8 with an output layer."""
+  model = nnx.eval_shape(lambda: create_model("resnet8", CLASSES, rngs=nnx.Rngs(0), **options))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def rows(output: str) -> list[list[str]]:
+  """The cells of all Markdown rows, headers and rules left out."""
+  lines = [line.strip().split("|")[1:-1] for line in output.splitlines() if line.startswith("|")]
+  cells = [[cell.strip() for cell in line] for line in lines]
+  return [
+    c for c in cells if c[0] not in ("network", "training step", "inference") and c[0][0] != "-"
+  ]
+
+
+def check_description(result: dict) -> None:
+  """The result tells truly where it comes from."""
+  head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+  assert result["commit"] == (head.stdout.strip() if head.returncode == 0 else None)
+  assert (result["dirty"] is None) == (result["commit"] is None)
+  assert result["device"]["platform"] == "cpu"
+  assert result["device"]["count"] == 1
+  assert result["versions"]["flax"] == metadata.version("flax")
+  assert result["date"].endswith("+00:00")
+
+
+# heads.py ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+  """JSON and output of heads.py for a tiny network and for ResNet-50."""
+  path = tmp_path_factory.mktemp("heads") / "heads.json"
+  networks = [f"resnet8:{PIXELS}:{CLASSES}", "resnet50:224:1000"]
+  code, output = call("heads.py", "--networks", *networks, f"--output={path}")
+  assert code == 0, output
+  return json.loads(path.read_text()), output
+
+
+def conv(size: int, kernel: int, inputs: int, outputs: int, *, padded: bool = True) -> int:
+  """Multiply-adds of a convolution to size x size; without those that meet padding if not `padded`.
+
+  Of a 3 x 3 kernel with stride 1, one tap of three falls outside at both ends of each axis.
+  """
+  taps = kernel * size if padded or kernel == 1 else kernel * size - 2
+  return taps**2 * inputs * outputs
+
+
+def by_hand(*, padded: bool) -> dict[str, int]:
+  """Multiply-adds of resnet8 at 16 pixels: stage maps 8 x 8 x 32, 4 x 4 x 64, 4 x 4 x 64."""
+
+  def c(*args):
+    return conv(*args, padded=padded)
+
+  # With stride 2 and padding 1 on an even size, one tap is lost at the start of each axis alone.
+  def strided(size, inputs, outputs):
+    return (3 * size - (0 if padded else 1)) ** 2 * inputs * outputs
+
+  backbone = strided(8, 3, 32) + 2 * c(8, 3, 32, 32)
+  backbone += strided(4, 32, 64) + c(4, 3, 64, 64) + c(4, 1, 32, 64)
+  backbone += 2 * c(4, 3, 64, 64)
+  branch = c(4, 3, 64, 128) + c(4, 3, 128, 1)
+  resize = 4 * 8 * 32 * 8 + 4 * 4 * 32 * 8  # 8 x 8 x 32 to 4 x 8 x 32 to 4 x 4 x 32
+  laterals = c(4, 1, 32, 128) + 2 * c(4, 1, 64, 128)
+  saol = branch + resize + laterals + c(4, 3, 3 * 128, CLASSES)
+  gap = 64 * CLASSES
+  return {
+    "gap": backbone + gap,
+    "saol_inference": backbone + saol,
+    "saol_training": backbone + saol + branch + gap,
+  }
+
+
+def test_multiply_adds_are_those_counted_by_hand(counted):
+  outputs = counted[0]["networks"][0]["outputs"]
+  assert {key: output["multiply_adds"] for key, output in outputs.items()} == by_hand(padded=True)
+
+
+def test_xla_counts_two_for_each_product_inside_the_image(counted):
+  outputs = counted[0]["networks"][0]["outputs"]
+  for key, products in by_hand(padded=False).items():
+    # Beyond them, normalisation, activations and softmax.
+    assert 1 < outputs[key]["xla_flops"] / (2 * products) < 1.1, key
+
+
+def test_compiling_hardly_changes_the_count(counted):
+  model = FunctionalModel(lambda rngs: create_model("resnet8", CLASSES, rngs=rngs))
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, PIXELS, PIXELS, 3), jnp.float32)
+  forward = jax.jit(lambda v, x: model.apply(v, x, train=False)[0].spatial)
+  compiled = forward.lower(variables, image).compile().cost_analysis()["flops"]
+  lowered = counted[0]["networks"][0]["outputs"]["saol_inference"]["xla_flops"]
+  assert lowered == pytest.approx(compiled, rel=0.01)
+
+
+def test_head_parameters_are_those_of_create_model(counted):
+  outputs = counted[0]["networks"][0]["outputs"]
+  gap = parameters(head="gap")
+  linear = 64 * CLASSES + CLASSES
+  assert outputs["gap"]["parameters"] == gap
+  assert outputs["gap"]["head_parameters"] == linear
+  assert outputs["saol_inference"]["parameters"] == parameters(mask_branch=False) - linear
+  assert outputs["saol_training"]["parameters"] == parameters()
+  assert outputs["saol_training"]["head_parameters"] == parameters() - gap + linear
+
+
+def test_resnet50_is_torchvisions(counted):
+  """25,557,032 parameters and 4.089 G multiply-adds in torchvision's table of weights."""
+  gap = counted[0]["networks"][1]["outputs"]["gap"]
+  assert gap["parameters"] == 25_557_032
+  assert round(gap["multiply_adds"] / 1e9, 3) == 4.089
+  assert gap["head_multiply_adds"] == 2048 * 1000
+
+
+def test_heads_table_says_what_the_json_says(counted):
+  result, output = counted
+  check_description(result)
+  assert "benchmarks/heads.py" in result["command"]
+  printed = iter(rows(output))
+  for network in result["networks"]:
+    base = network["outputs"]["gap"]
+    for key, label in heads.LABELS.items():
+      numbers, row = network["outputs"][key], next(printed)
+      assert row[:3] == [
+        f"{network['name']}, {network['image_size']} px, {network['num_classes']} classes",
+        label,
+        f"{numbers['parameters'] / 1e6:.3f}",
+      ]
+      if key == "gap":
+        assert row[4] == row[7] == row[9] == ""
+        continue
+      for column, name in ((4, "parameters"), (7, "multiply_adds")):
+        percent = 100 * (numbers[name] - base[name]) / base[name]
+        assert row[column] == f"+{percent:.1f} %"
+      xla = base["xla_flops"]
+      if key == "saol_training":
+        xla = network["gap_xla_flops_in_training"]
+      assert row[9] == f"+{100 * (numbers['xla_flops'] - xla) / xla:.1f} %"
+  assert next(printed, None) is None
+
+
+def test_multiply_adds_of_groups_and_batches():
+  """Each output of a grouped convolution reads its group alone; batched products add up."""
+
+  def count(function, *shapes) -> int:
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return heads.multiply_adds(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+  def grouped(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
+    )
+
+  assert count(grouped, (1, 6, 6, 8), (3, 3, 2, 12)) == 6 * 6 * 12 * 3 * 3 * 2
+  # Inside a jitted function too.
+  product = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b))
+  assert count(product, (7, 2, 3), (7, 3, 5)) == 7 * 2 * 3 * 5
+  with pytest.raises(ValueError, match="scan"):
+    count(lambda x: jax.lax.scan(lambda c, y: (c, y @ y), 0, x), (3, 2, 2))
+
+
+# step.py ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+  """JSON and output of step.py with tiny sizes."""
+  path = tmp_path_factory.mktemp("step") / "folder" / "step.json"
+  sizes = {"image_size": PIXELS, "num_classes": CLASSES, "batch_size": BATCH, "width": WIDTH}
+  flags = {**sizes, "rounds": 3, "seconds": 0.2, "output": path}
+  code, output = call("step.py", *(f"--{name}={value}" for name, value in flags.items()))
+  assert code == 0, output
+  return json.loads(path.read_text()), output
+
+
+def test_ratios_and_rates_follow_from_the_rounds(measured):
+  result, _ = measured
+  for part, names in (("training", step.VARIANTS), ("inference", step.INFERENCE)):
+    numbers = result[part]
+    assert list(numbers) == list(names)
+    base = np.array(numbers["gap"]["step_seconds"]["rounds"])
+    assert len(base) == 3
+    for own in numbers.values():
+      seconds = np.array(own["step_seconds"]["rounds"])
+      assert np.all(seconds > 0)
+      assert own["step_seconds"]["median"] == np.median(seconds)
+      assert own["images_per_second"] == pytest.approx(BATCH / np.median(seconds))
+      for key, function in (("median", np.median), ("min", np.min), ("max", np.max)):
+        assert own["ratio_to_gap"]["time"][key] == pytest.approx(function(seconds / base)), key
+      assert own["ratio_to_gap"]["flops"] == own["flops"] / numbers["gap"]["flops"]
+      if part == "training":
+        memory = own["memory"]["bytes"] / numbers["gap"]["memory"]["bytes"]
+        assert own["ratio_to_gap"]["memory"] == memory
+        assert own["first_bad_step"] == 0
+
+
+def test_step_describes_what_was_run(measured):
+  result, output = measured
+  check_description(result)
+  assert "benchmarks/step.py" in result["command"]
+  assert result["settings"]["config"]["batch_size"] == BATCH
+  assert result["settings"]["config"]["model"]["width"] == WIDTH
+  assert result["settings"]["config"]["dtype"] == "float32"  # auto, on a CPU
+  printed = rows(output)
+  names = [label for label, _ in step.VARIANTS.values()] + list(step.INFERENCE.values())
+  numbers = [*result["training"].values(), *result["inference"].values()]
+  assert [row[0] for row in printed] == names
+  for row, own in zip(printed, numbers, strict=True):
+    seconds, ratio = own["step_seconds"], own["ratio_to_gap"]["time"]
+    low, middle, high = (f"{1000 * seconds[key]:.2f}" for key in ("min", "median", "max"))
+    assert row[1] == f"{middle} ({low}-{high})"
+    assert row[2] == f"{own['images_per_second']:.1f}"
+    assert row[3] == f"{ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f})"
+
+
+def test_parameters_and_memory_of_the_variants(measured):
+  training = measured[0]["training"]
+  expected = {
+    "gap": parameters(head="gap"),
+    "saol_without_ss2": parameters(width=WIDTH),
+    "saol": parameters(width=WIDTH),
+  }
+  assert {name: own["parameters"] for name, own in training.items()} == expected
+  for name, own in training.items():
+    assert own["memory"]["source"] == "compiled.memory_analysis()"  # a CPU does not tell
+    # At least parameters and both of AdamW's moments, all float32.
+    assert own["memory"]["bytes"] > 3 * 4 * expected[name]
+    assert own["memory"]["bytes"] < 20 * 4 * expected[name]
+
+
+def test_flops_of_the_variants(measured):
+  """A step is about three forward passes; L_SS2 adds one, of SAOL."""
+
+  def forward(head: str, *, train: bool) -> float:
+    model = FunctionalModel(
+      lambda rngs: create_model("resnet8", CLASSES, head=head, width=WIDTH, rngs=rngs)
+    )
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((BATCH, PIXELS, PIXELS, 3), jnp.float32)
+    function = jax.jit(lambda v, x: model.apply(v, x, train=train))
+    return function.lower(variables, images).cost_analysis()["flops"]
+
+  training, inference = measured[0]["training"], measured[0]["inference"]
+  assert 2.7 < training["gap"]["flops"] / forward("gap", train=True) < 3.3
+  extra = training["saol"]["flops"] - training["saol_without_ss2"]["flops"]
+  assert 0.9 < extra / forward("saol", train=True) < 1.1
+  assert inference["gap"]["flops"] == pytest.approx(forward("gap", train=False), rel=0.02)
+  assert inference["saol"]["flops"] == pytest.approx(forward("saol", train=False), rel=0.02)
+  for own in (*training.values(), *inference.values()):
+    assert own["flops_after_optimisation"] == pytest.approx(own["flops"], rel=0.05)
+
+
+def test_variants_take_turns_after_a_warm_up(monkeypatch):
+  """With a clock that a step of "slow" moves by 2 s and one of "fast" by 1 s."""
+  clock, calls = [0.0], []
+  monkeypatch.setattr(step.time, "perf_counter", lambda: clock[0])
+
+  def turn(name: str, seconds: float):
+    def take(steps: int) -> None:
+      calls.append((name, steps))
+      clock[0] += seconds * steps
+
+    return take
+
+  turns = {"slow": turn("slow", 2.0), "fast": turn("fast", 1.0)}
+  timing = step.measure(turns, rounds=3, seconds=45.0)
+  assert timing["steps"] == 5
+  assert timing["seconds"] == {"slow": [2.0] * 3, "fast": [1.0] * 3}
+  warm_up = [(name, steps) for name, steps in calls if steps != 5]
+  assert {name for name, _ in warm_up} == {"slow", "fast"}
+  assert calls[len(warm_up) :] == [("slow", 5), ("fast", 5)] * 3
+
+
+@pytest.mark.parametrize(
+  ("peaks", "bytes_", "source"),
+  [
+    # (before, after) of each variant; the programs ask for 10, 11, 12.
+    (((5, 20), (20, 30), (30, 40)), (20, 30, 40), "device.memory_stats()"),
+    (((5, 20), (25, 25), (25, 40)), (10, 11, 12), "compiled.memory_analysis()"),
+    (((None, None),) * 3, (10, 11, 12), "compiled.memory_analysis()"),
+  ],
+)
+def test_a_peak_counts_only_for_the_variant_that_raised_it(peaks, bytes_, source):
+  memories = [
+    {
+      "allocator_peak_bytes_before": before,
+      "allocator_peak_bytes": after,
+      "program_bytes": 10 + i,
+    }
+    for i, (before, after) in enumerate(peaks)
+  ]
+  step.choose_memory(memories)
+  assert tuple(memory["bytes"] for memory in memories) == bytes_
+  assert {memory["source"] for memory in memories} == {source}
+
+
+# Bad input --------------------------------------------------------------------
+
+
+def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path):
+  path = tmp_path / "heads.json"
+  code, output = call("heads.py", "--networks", "resnet51:32:10", f"--output={path}")
+  assert code == 2
+  assert output.startswith("error: ")
+  assert "resnet51" in output
+  assert len(output.splitlines()) == 1
+  assert not path.exists()
+
+
+@pytest.mark.parametrize(
+  ("module", "arguments", "message"),
+  [
+    (step, ["--backbone=resnet51"], "resnet51"),
+    (step, ["--batch_size=6", "--dtype=float16"], "float16"),
+    (step, ["--batch_size=3"], "batch_size=3"),
+    (step, ["--image_size=4"], "4 x 4"),
+    (step, ["--output={folder}"], "--output="),
+    (step, ["--output={folder}/file/step.json"], "--output="),
+    (heads, ["--networks", "resnet18:224"], "'resnet18:224'"),
+    (heads, ["--networks", "resnet18:0:10"], "'resnet18:0:10'"),
+  ],
+)
+def test_bad_input_is_named(monkeypatch, tmp_path, module, arguments, message):
+  (tmp_path / "file").write_text("a file where a folder is wanted")
+  if not any("--output" in argument for argument in arguments):
+    arguments = [*arguments, "--output={folder}/result.json"]
+  arguments = [argument.format(folder=tmp_path) for argument in arguments]
+  monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+  with pytest.raises(UserError) as error:
+    module.main()
+  assert message in str(error.value)
+  assert not (tmp_path / "result.json").exists()
+
+
+def test_result_files_are_whole(tmp_path):
+  path = tmp_path / "result.json"
+  path.write_text("{}")
+  with pytest.raises(TypeError):
+    record.write(path, {"number": object()})
+  assert path.read_text() == "{}"
+  record.write(path, {"median": statistics.median([1.0, 2.0])})
+  assert json.loads(path.read_text()) == {"median": 1.5}
+  assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,183 @@
+import ast
+import inspect
+import io
+import math
+import re
+import tokenize
+
+import jax
+import ml_collections
+import pytest
+
+from saol_jax.config import WATCHING, default_config, differences, resolve
+from saol_jax.errors import UserError
+
+NAN = math.nan
+
+# Field -> values that make no sense.
+BAD = {
+  "dtype": ["float16", ""],
+  "seed": [-1],
+  "batch_size": [0, -8],
+  "eval_batch_size": [0],
+  "num_train_steps": [-1],
+  "log_every_steps": [0],
+  "eval_every_steps": [0],
+  "checkpoint_every_steps": [-5],
+  "model.width": [0],
+  "model.kernel_size": [0, 2, -3],
+  "model.lateral_kernel_size": [0, 4],
+  "model.dropout": [-0.1, 1.0, NAN],
+  "model.norm_group": [-1],
+  "loss.mask_weight": [-1.0, NAN],
+  "loss.consistency_weight": [-1.0, NAN],
+  "loss.distillation_weight": [-1.0, NAN],
+  "loss.distillation_beta": [-0.5, NAN],
+  "loss.label_smoothing": [-0.1, 1.0, NAN],
+  "cutmix.prob": [-0.1, 1.1, NAN],
+  "cutmix.alpha": [0.0, -1.0, NAN],
+  "data.validation": [-0.1, 1.0, NAN],
+  "data.crop_padding": [-1],
+  "optimizer.learning_rate": [0.0, -0.1, NAN],
+  "optimizer.momentum": [-0.1, 1.0, NAN],
+  "optimizer.weight_decay": [-1e-4, NAN],
+  "optimizer.warmup_share": [-0.1, 1.0, NAN],
+  "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0, 0.5), (0.5, 1.0), (NAN,)],
+  "optimizer.decay_factor": [0.0, -0.1, NAN],
+  "optimizer.clip_norm": [-1.0, NAN],
+  "optimizer.accumulate": [0],
+  "optimizer.ema_decay": [-0.1, 1.0, NAN],
+  "evaluate.checkpoint": ["newest"],
+  "evaluate.split": ["train"],
+}
+# Checked against what is known elsewhere (data sets, backbones, schedules, ...), or any value goes.
+UNCHECKED = {
+  "num_epochs",
+  "model.name",
+  "model.head",
+  "model.last_stride",
+  "cutmix.per_example",
+  "data.name",
+  "data.data_dir",
+  "data.flip",
+  "optimizer.name",
+  "optimizer.decay_all",
+  "optimizer.schedule",
+}
+
+
+def changed(**fields):
+  """The default config with changes; a dot in a field's name is spelled `__`."""
+  config = default_config()
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+  return config
+
+
+def fields(config, prefix=""):
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from fields(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name
+
+
+def test_every_field_has_a_comment_on_its_line():
+  source = inspect.getsource(default_config)
+  comments = {
+    token.start[0]: token.string
+    for token in tokenize.generate_tokens(io.StringIO(source).readline)
+    if token.type == tokenize.COMMENT
+  }
+  missing, found = [], set()
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+      continue
+    if len(node.targets) > 1:  # config.model = model = ...: a group
+      continue
+    group, name = node.targets[0].value.id, node.targets[0].attr
+    found.add(name if group == "config" else f"{group}.{name}")
+    words = comments.get(node.lineno, "#").lstrip("# ").split()
+    if not words:
+      missing.append(f"{group}.{name}")
+  assert found == set(fields(default_config()))
+  assert not missing
+
+
+def test_every_field_is_checked_or_known_to_be_checked_elsewhere():
+  assert BAD.keys() | UNCHECKED == set(fields(default_config()))
+  assert not BAD.keys() & UNCHECKED
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [(field, value) for field, values in BAD.items() for value in values]
+)
+def test_bad_value_names_the_field_and_the_value(field, value):
+  with pytest.raises(UserError, match=rf"^{re.escape(f'{field}={value!r}')}.*expected"):
+    resolve(changed(**{field: value}))
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, NAN])
+def test_a_run_needs_a_length(epochs):
+  with pytest.raises(UserError, match=rf"num_epochs={epochs} and num_train_steps=0"):
+    resolve(changed(num_epochs=epochs))
+  resolve(changed(num_epochs=epochs, num_train_steps=1))
+
+
+def test_losses_on_pasted_cells_need_cutmix():
+  for left in ("mask", "consistency"):
+    weights = {f"loss__{name}_weight": float(name == left) for name in ("mask", "consistency")}
+    with pytest.raises(UserError, match=r"cutmix.prob=0 .*--config.loss.mask_weight=0"):
+      resolve(changed(cutmix__prob=0.0, **weights))
+  resolve(changed(cutmix__prob=0.0, loss__mask_weight=0.0, loss__consistency_weight=0.0))
+  resolve(changed(cutmix__prob=0.0, model__head="gap"))
+
+
+def test_values_at_the_edge_are_allowed():
+  edges = {
+    "model__dropout": 0.0,
+    "optimizer__ema_decay": 0.9999,
+    "cutmix__prob": 1.0,
+    "optimizer__weight_decay": 0.0,
+    "optimizer__milestones": (),
+    "model__kernel_size": 1,
+    "batch_size": 1,
+  }
+  resolved = resolve(changed(**edges))
+  assert resolved.optimizer.milestones == ()
+  assert resolved.batch_size == 1
+
+
+def test_auto_dtype_is_settled_in_a_copy(monkeypatch):
+  config = default_config()
+  assert resolve(config).dtype == "float32"
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert resolve(config).dtype == "bfloat16"
+  assert resolve(changed(dtype="float32")).dtype == "float32"
+  assert config.dtype == "auto"
+
+
+def test_differences_names_what_a_run_computes_with_and_nothing_else():
+  assert differences(default_config(), default_config()) == {}
+  for name in WATCHING:
+    assert name in set(fields(default_config())), name
+  watched = changed(
+    log_every_steps=7, eval_batch_size=3, data__data_dir="/elsewhere", evaluate__checkpoint="best"
+  )
+  assert differences(default_config(), watched) == {}
+  other = changed(seed=5, model__width=64, optimizer__milestones=(0.5,))
+  assert differences(default_config(), other) == {
+    "seed": (0, 5),
+    "model.width": (128, 64),
+    "optimizer.milestones": ([0.3, 0.6, 0.8], [0.5]),
+  }
+
+
+def test_differences_with_a_config_that_has_other_fields_and_has_been_through_json():
+  saved = ml_collections.ConfigDict({**default_config().to_dict(), "gone": 1}, convert_dict=True)
+  del saved.optimizer.clip_norm
+  saved.optimizer.ignore_type = True
+  saved.optimizer = {**saved.optimizer.to_dict(), "milestones": [0.3, 0.6, 0.8]}
+  found = differences(saved, default_config())
+  assert found["gone"] == (1, "(absent)")
+  assert found["optimizer.clip_norm"] == ("(absent)", 0.0)
+  assert "optimizer.milestones" not in found

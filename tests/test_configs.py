@@ -1,0 +1,121 @@
+"""Every recipe builds, and every field of it is read by somebody."""
+
+import importlib.util
+import pathlib
+
+import ml_collections
+import pytest
+
+from saol_jax.backbones import list_backbones
+from saol_jax.config import resolve
+from saol_jax.errors import UserError
+from saol_jax.evaluate import evaluate_workdir
+from saol_jax.experiment import Experiment
+from saol_jax.train import train_and_evaluate
+from tests.support import ROOT, TINY, tiny_config
+
+RECIPES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def get_config(path: pathlib.Path, argument: str = "") -> ml_collections.ConfigDict:
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
+
+
+def fields(config, prefix="") -> set[str]:
+  names = set()
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      names |= fields(value, f"{prefix}{name}.")
+    else:
+      names.add(prefix + name)
+  return names
+
+
+class Recording:
+  """A config that remembers which fields were read by name, one at a time.
+
+  Copies and dumps, which `resolve` and the workdir make, do not count.
+  """
+
+  def __init__(self, config, read, prefix=""):
+    self._config, self._read, self._prefix = config, read, prefix
+
+  def __getattr__(self, name):
+    value = getattr(self._config, name)
+    if isinstance(value, ml_collections.ConfigDict):
+      return Recording(value, self._read, f"{self._prefix}{name}.")
+    if name in self._config:
+      self._read.add(self._prefix + name)
+    return value
+
+  def __contains__(self, name):
+    return name in self._config
+
+
+def test_every_field_is_read(monkeypatch, tmp_path):
+  """By a training and an evaluation; validation of values alone does not count."""
+  read: set[str] = set()
+  built = Experiment.__init__
+
+  def build_recording(self, config):
+    built(self, Recording(config, read))
+
+  monkeypatch.setattr(Experiment, "__init__", build_recording)
+  resolved = resolve
+  monkeypatch.setattr("saol_jax.evaluate.resolve", lambda config: Recording(resolved(config), read))
+  monkeypatch.setattr("saol_jax.evaluate.check_config", lambda *_: None)
+  config = tiny_config(num_train_steps=2, dtype="float32")
+  train_and_evaluate(config, tmp_path)
+  evaluate_workdir(config, tmp_path)
+  assert fields(config) - read == set()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_complete_and_says_what_it_is(path):
+  config = get_config(path)
+  assert fields(resolve(config)) == fields(resolve(tiny_config()))
+  header = path.read_text().split('"""')[1]
+  assert f"python main.py --config=configs/{path.name}" in header
+
+
+@pytest.mark.parametrize("head", ["saol", "gap"])
+def test_demo_config_builds_for_each_head(head):
+  config = get_config(ROOT / "configs" / "digits_saol.py", head)
+  experiment = Experiment(resolve(config))
+  assert experiment.heads[0] == head
+  assert experiment.num_train_steps == config.num_train_steps
+
+
+@pytest.mark.parametrize("name", [n for n in list_backbones() if n.startswith("wrn")])
+def test_cifar_config_takes_arguments_in_any_order(name):
+  path = ROOT / "configs" / "cifar_saol.py"
+  for argument in (f"cifar10,{name},gap", f"gap,{name},cifar10"):
+    config = get_config(path, argument)
+    assert (config.data.name, config.model.name, config.model.head) == ("cifar10", name, "gap")
+  with pytest.raises(UserError, match="'vgg'"):
+    get_config(path, "vgg")
+
+
+def test_cifar_recipe_on_the_real_data_set(data_dir):
+  config = get_config(ROOT / "configs" / "cifar_saol.py", "cifar100,wrn_28_10")
+  config.data.data_dir = str(data_dir / "tfds")
+  experiment = Experiment(resolve(config))
+  assert experiment.num_train_steps == round(300 * 50_000 / 128)
+  state = experiment.abstract_state()
+  assert state.variables.params["saol"]["classify"]["kernel"].shape == (3, 3, 384, 100)
+
+
+def test_held_out_examples_replace_the_test_split_until_the_end(tmp_path):
+  config = tiny_config(data__validation=0.25, num_train_steps=4, eval_every_steps=2)
+  experiment = Experiment(resolve(config))
+  assert experiment.eval_split == "validation"
+  train_and_evaluate(config, tmp_path)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert ["test/saol_top1" in line for line in lines if "eval/saol_top1" in line] == [False, True]
+
+
+def test_tiny_fields_exist():
+  assert set(TINY) <= fields(tiny_config())
