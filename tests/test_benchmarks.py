@@ -20,6 +20,7 @@ from saol_jax.model import FunctionalModel
 from tests.support import ROOT, run
 
 BATCH, PIXELS, CLASSES, WIDTH = 4, 16, 5, 8
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 
 
 def call(script: str, *arguments: str) -> tuple[int, str]:
@@ -192,19 +193,34 @@ def test_multiply_adds_of_groups_and_batches():
 # step.py ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-  """JSON and output of step.py with tiny sizes."""
-  path = tmp_path_factory.mktemp("step") / "folder" / "step.json"
+def test_step_reports_what_it_measured(tmp_path, monkeypatch):
+  """One run with tiny sizes, checked in several ways; quick to compile, as its speed is no matter."""
+  path = tmp_path / "folder" / "step.json"
   sizes = {"image_size": PIXELS, "num_classes": CLASSES, "batch_size": BATCH, "width": WIDTH}
   flags = {**sizes, "rounds": 3, "seconds": 0.2, "output": path}
+  monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
   code, output = call("step.py", *(f"--{name}={value}" for name, value in flags.items()))
   assert code == 0, output
-  return json.loads(path.read_text()), output
+  result = json.loads(path.read_text())
+  check_description(result)
+  assert "benchmarks/step.py" in result["command"]
+  check_settings(result)
+  check_ratios_and_rates(result)
+  check_table(result, output)
+  check_parameters_and_memory(result["training"])
+  check_flops(result["training"], result["inference"])
 
 
-def test_ratios_and_rates_follow_from_the_rounds(measured):
-  result, _ = measured
+def check_settings(result: dict) -> None:
+  config = result["settings"]["config"]
+  assert config["batch_size"] == BATCH
+  assert config["model"]["width"] == WIDTH
+  assert config["dtype"] == "float32"  # auto, on a CPU
+  assert result["xla_flags"] == QUICK_COMPILATION
+
+
+def check_ratios_and_rates(result: dict) -> None:
+  """They follow from the rounds."""
   for part, names in (("training", step.VARIANTS), ("inference", step.INFERENCE)):
     numbers = result[part]
     assert list(numbers) == list(names)
@@ -224,13 +240,8 @@ def test_ratios_and_rates_follow_from_the_rounds(measured):
         assert own["first_bad_step"] == 0
 
 
-def test_step_describes_what_was_run(measured):
-  result, output = measured
-  check_description(result)
-  assert "benchmarks/step.py" in result["command"]
-  assert result["settings"]["config"]["batch_size"] == BATCH
-  assert result["settings"]["config"]["model"]["width"] == WIDTH
-  assert result["settings"]["config"]["dtype"] == "float32"  # auto, on a CPU
+def check_table(result: dict, output: str) -> None:
+  """It says what the JSON says."""
   printed = rows(output)
   names = [label for label, _ in step.VARIANTS.values()] + list(step.INFERENCE.values())
   numbers = [*result["training"].values(), *result["inference"].values()]
@@ -243,8 +254,7 @@ def test_step_describes_what_was_run(measured):
     assert row[3] == f"{ratio['median']:.3f} ({ratio['min']:.3f}-{ratio['max']:.3f})"
 
 
-def test_parameters_and_memory_of_the_variants(measured):
-  training = measured[0]["training"]
+def check_parameters_and_memory(training: dict) -> None:
   expected = {
     "gap": parameters(head="gap"),
     "saol_without_ss2": parameters(width=WIDTH),
@@ -258,7 +268,7 @@ def test_parameters_and_memory_of_the_variants(measured):
     assert own["memory"]["bytes"] < 20 * 4 * expected[name]
 
 
-def test_flops_of_the_variants(measured):
+def check_flops(training: dict, inference: dict) -> None:
   """A step is about three forward passes; L_SS2 adds one, of SAOL."""
 
   def forward(head: str, *, train: bool) -> float:
@@ -270,7 +280,6 @@ def test_flops_of_the_variants(measured):
     function = jax.jit(lambda v, x: model.apply(v, x, train=train))
     return function.lower(variables, images).cost_analysis()["flops"]
 
-  training, inference = measured[0]["training"], measured[0]["inference"]
   assert 2.7 < training["gap"]["flops"] / forward("gap", train=True) < 3.3
   extra = training["saol"]["flops"] - training["saol_without_ss2"]["flops"]
   assert 0.9 < extra / forward("saol", train=True) < 1.1

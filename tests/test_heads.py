@@ -240,14 +240,17 @@ def test_gap_fc_starts_as_in_torchvision():
   np.testing.assert_allclose(np.quantile(kernel, [0.25, 0.75]), [-bound / 2, bound / 2], rtol=0.02)
 
 
-def test_gap_fc_in_bfloat16_pools_in_float32():
+def test_gap_fc_pools_bfloat16_features_in_float32():
+  x = jnp.asarray(np.random.default_rng(0).normal(1, 1, (2, 8, 8, 6)), jnp.bfloat16)
+  layer = GapFC(6, 4, rngs=nnx.Rngs(0))
+  # The features are rounded, their mean is not.
+  pooled = np.float64(x).mean((1, 2))
+  np.testing.assert_allclose(layer(x), pooled @ np.float64(layer.linear.kernel[...]), atol=1e-6)
+
   layer = GapFC(6, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-  # The mean of 4,096 values near 1: bfloat16 sums would stop growing at 256.
-  x = jnp.ones((2, 64, 64, 6), jnp.bfloat16)
   logits = layer(x)
-  assert logits.dtype == jnp.float32
-  assert layer.linear.kernel[...].dtype == jnp.float32
-  np.testing.assert_allclose(logits[0], np.sum(layer.linear.kernel[...], 0), atol=0.02)
+  assert logits.dtype == layer.linear.kernel[...].dtype == jnp.float32
+  np.testing.assert_allclose(logits, pooled @ np.float64(layer.linear.kernel[...]), atol=0.02)
 
 
 # SAOL

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -15,7 +16,7 @@ from saol_jax import data as data_module
 from saol_jax.data import ArraySource
 from saol_jax.errors import DivergedError, UserError
 from saol_jax.train import train_and_evaluate
-from tests.support import ROOT, command, records, run, tiny_config
+from tests.support import ROOT, command, environment, records, run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,32 @@ def test_divergence_names_the_loss_and_the_step_and_saves_nothing_broken(tmp_pat
     train_and_evaluate(config, tmp_path)
   assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
   assert not any("eval/saol_top1" in record for record in records(tmp_path))
+
+
+def test_baseline_runs_to_the_end_and_is_evaluated(tmp_path):
+  config = "configs/digits_saol.py:gap"
+  code, output = run(command(tmp_path, config=config, optimizer__ema_decay=0.0))
+  assert code == 0, output
+  final = records(tmp_path)[-1]
+  assert {name for name in final if name.endswith("top1")} == {"eval/gap_top1"}
+  assert (tmp_path / "curves.png").exists()
+  assert re.search(rf"GAP-FC +{100 * final['eval/gap_top1']:.2f} %", output)
+
+
+def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):
+  blocked = tmp_path / "blocked" / "tensorflow"
+  blocked.mkdir(parents=True)
+  (blocked / "__init__.py").write_text("raise ModuleNotFoundError(name='tensorflow')\n")
+  monkeypatch.setattr(
+    "tests.support.environment",
+    lambda devices: environment(devices) | {"PYTHONPATH": f"{blocked.parent}:{ROOT}"},
+  )
+  workdir = tmp_path / "run"
+  code, output = run(command(workdir, num_train_steps=4))
+  assert code == 0, output
+  assert "No TensorBoard events: tensorflow is not installed" in output
+  assert not (workdir / "tensorboard").exists()
+  assert records(workdir)[-1]["step"] == 4
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path):

@@ -48,10 +48,11 @@ class Loader:
     """The examples of this process's part of batch k."""
     places = np.arange(k * self._batch_size, (k + 1) * self._batch_size)[self._part]
     epochs, offsets = np.divmod(places, len(self._source))
-    orders = {epoch: _order(self._seed, epoch, len(self._source)) for epoch in set(epochs.tolist())}
-    return np.array(
-      [orders[epoch][offset] for epoch, offset in zip(epochs.tolist(), offsets, strict=True)]
-    )
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
+      here = epochs == epoch
+      indices[here] = _order(self._seed, epoch, len(self._source))[offsets[here]]
+    return indices
 
   def __getitem__(self, k: int) -> Batch:
     """Part of batch k that this process reads."""

@@ -1,0 +1,75 @@
+"""The demo's numbers: SAOL and the GAP-FC baseline with the same recipe and seeds, from scratch.
+
+  python benchmarks/demo.py --seeds 0 1 2
+
+Each run is a `main.py` of its own, timed as a whole, with compilation and pictures.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+if __package__ in (None, ""):  # started as a file
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import record
+
+RECIPES = {"SAOL": "saol", "GAP-FC baseline": "gap"}
+
+
+def main() -> None:
+  """Trains, prints a table, writes JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+  parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look")
+  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "demo_cpu.json")
+  options = parser.parse_args()
+  record.check_output(options.output)
+  described = record.describe_run()
+
+  runs = []
+  for seed in options.seeds:
+    for name, argument in RECIPES.items():
+      runs.append({"name": name, "seed": seed, **train(argument, seed, options.steps)})
+      print(f"{name}, seed {seed}: {runs[-1]}", flush=True)
+
+  scores = ("saol_top1", "gap_top1")
+  rows = [
+    [run["name"], str(run["seed"])]
+    + [f"{100 * run[score]:.2f} %" if score in run else "" for score in scores]
+    + [f"{run['seconds']:.0f} s", f"{run['images_per_second']:.0f}"]
+    for run in runs
+  ]
+  header = ["run", "seed", "SAOL top-1", "GAP-FC top-1", "whole run", "images/s"]
+  print("\n" + record.markdown(header, rows, text_columns=1))
+  record.write(options.output, {"run": described, "runs": runs})
+
+
+def train(argument: str, seed: int, steps: int | None) -> dict[str, float]:
+  """One run through main.py: the scores after its last step, wall time and median speed."""
+  with tempfile.TemporaryDirectory() as workdir:
+    command = [
+      sys.executable,
+      str(record.ROOT / "main.py"),
+      f"--config={record.ROOT}/configs/digits_saol.py:{argument}",
+      f"--workdir={workdir}",
+      f"--config.seed={seed}",
+    ]
+    if steps:
+      command.append(f"--config.num_train_steps={steps}")
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - start
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  rates = sorted(r["time/images_per_second"] for r in records if "time/images_per_second" in r)
+  final = {k.removeprefix("eval/"): v for k, v in records[-1].items() if k.startswith("eval/")}
+  return {**final, "seconds": seconds, "images_per_second": rates[len(rates) // 2]}
+
+
+if __name__ == "__main__":
+  record.run(main)

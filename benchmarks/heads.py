@@ -1,0 +1,236 @@
+"""What SAOL costs in parameters and arithmetic, beside GAP-FC on the same backbone.
+
+  python benchmarks/heads.py
+  python benchmarks/heads.py --networks resnet101:224:1000 wrn_40_2:32:100
+
+For each network (backbone, pixels a side, classes) and default SAOL sizes it counts, for one image:
+
+  GAP-FC           the backbone and GAP-FC
+  SAOL, inference  the backbone and SAOL without its mask branch; GAP-FC is left out
+  SAOL, training   the backbone, SAOL with its mask branch, and the GAP-FC that it teaches; the
+                   forward pass of one image, once. What a whole training step costs, with the
+                   unmixed forward pass of L_SS2, is measured by step.py.
+
+Multiply-adds are the literature's unit (often printed as "FLOPs"): k * k * c_in * c_out * h * w for
+a convolution to h x w, counted over all convolutions and matrix products of the program that is
+traced; the bilinear resizes are among them, since they are matrix products. One multiply-add is two
+FLOPs. XLA's own count (`cost_analysis()` of the lowered program; to compile it takes minutes and
+changes the count by a fraction of a per cent) stands beside it in FLOPs: it leaves out products
+with padding, and adds normalisation, activations and softmax. There SAOL in training is compared
+with GAP-FC in training, since normalisation costs more then.
+
+Nothing is computed, so the numbers do not depend on the machine.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+from flax import nnx
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import record
+from saol_jax import create_model
+from saol_jax.errors import UserError
+
+NETWORKS = ("resnet50:224:1000", "wrn_28_10:32:100", "resnet18:224:1000")
+LABELS = {"gap": "GAP-FC", "saol_inference": "SAOL, inference", "saol_training": "SAOL, training"}
+
+_HEADER = (
+  "network",
+  "output layer",
+  "parameters, M",
+  "of the head",
+  "over GAP-FC",
+  "multiply-adds, G",
+  "of the head",
+  "over GAP-FC",
+  "XLA GFLOPs",
+  "over GAP-FC",
+)
+
+
+def main() -> None:
+  """Counts, prints the table and writes the JSON."""
+  options = _parse()
+  record.check_output(options.output)
+  result = record.describe_run()
+  result["settings"] = {"networks": options.networks}
+  result["networks"] = [count_network(*_split(network)) for network in options.networks]
+  print(table(result["networks"]))
+  record.write(options.output, result)
+
+
+def count_network(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
+  """Parameters and arithmetic of one network with each output layer.
+
+  Args:
+    name: of a backbone.
+    image_size: pixels a side.
+    num_classes: K.
+
+  Returns:
+    For JSON: the network, the backbone's own numbers, and `outputs` by the keys of LABELS.
+
+  Raises:
+    UserError: unknown backbone.
+  """
+  model = nnx.eval_shape(lambda: create_model(name, num_classes, rngs=nnx.Rngs(0)))
+  gap, saol, mask = (_parameters(part) for part in (model.gap, model.saol, model.saol.mask))
+  backbone = {"parameters": _parameters(model.backbone)} | _cost(
+    model, image_size, lambda model, images: model.backbone(images, train=False)
+  )
+  outputs = {
+    key: _with_head(backbone, parameters, _cost(model, image_size, forward))
+    for key, parameters, forward in (
+      ("gap", gap, _gap(train=False)),
+      ("saol_inference", saol - mask, _saol),
+      ("saol_training", gap + saol, _everything),
+    )
+  }
+  gap_in_training = _cost(model, image_size, _gap(train=True))["xla_flops"]
+  for key, output in outputs.items():
+    base = outputs["gap"]
+    xla_base = gap_in_training if key == "saol_training" else base["xla_flops"]
+    output["over_gap_percent"] = {
+      "parameters": 100 * (output["parameters"] / base["parameters"] - 1),
+      "multiply_adds": 100 * (output["multiply_adds"] / base["multiply_adds"] - 1),
+      "xla_flops": 100 * (output["xla_flops"] / xla_base - 1),
+    }
+  return {
+    "name": name,
+    "image_size": image_size,
+    "num_classes": num_classes,
+    "backbone": backbone,
+    "outputs": outputs,
+    "gap_xla_flops_in_training": gap_in_training,
+  }
+
+
+def table(networks: list[dict[str, Any]]) -> str:
+  """The Markdown table of `count_network`'s results."""
+  rows = []
+  for network in networks:
+    title = f"{network['name']}, {network['image_size']} px, {network['num_classes']} classes"
+    for key, label in LABELS.items():
+      output = network["outputs"][key]
+      over = {k: f"{v:+.1f} %" for k, v in output["over_gap_percent"].items()}
+      if key == "gap":
+        over = dict.fromkeys(over, "")
+      rows.append(
+        (
+          title,
+          label,
+          f"{output['parameters'] / 1e6:.3f}",
+          f"{output['head_parameters'] / 1e6:.3f}",
+          over["parameters"],
+          f"{output['multiply_adds'] / 1e9:.4f}",
+          f"{output['head_multiply_adds'] / 1e9:.4f}",
+          over["multiply_adds"],
+          f"{output['xla_flops'] / 1e9:.3f}",
+          over["xla_flops"],
+        )
+      )
+  return record.markdown(_HEADER, rows, text_columns=2)
+
+
+def multiply_adds(jaxpr: jax.extend.core.Jaxpr) -> int:
+  """Multiply-adds of all convolutions and matrix products of a traced program.
+
+  Raises:
+    ValueError: the program has a loop or a branch, whose trips are not known.
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    name, parameters = equation.primitive.name, equation.params
+    if name in ("scan", "while", "cond"):
+      raise ValueError(f"cannot count the arithmetic of a program with {name!r}")
+    if name in ("conv_general_dilated", "dot_general"):
+      left, right = (variable.aval for variable in equation.invars)
+      if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        each = math.prod(left.shape[axis] for axis in contracted)
+      else:
+        each = right.size // right.shape[parameters["dimension_numbers"].rhs_spec[0]]
+      total += equation.outvars[0].aval.size * each
+    for value in parameters.values():
+      inner = getattr(value, "jaxpr", value)
+      if isinstance(inner, jax.extend.core.Jaxpr):
+        total += multiply_adds(inner)
+  return total
+
+
+def _gap(*, train: bool) -> Callable:
+  return lambda model, images: model.gap(model.backbone(images, train=train)[-1])
+
+
+def _saol(model: nnx.Module, images: jax.Array) -> Any:
+  return model.saol(model.backbone(images, train=False), train=False)
+
+
+def _everything(model: nnx.Module, images: jax.Array) -> Any:
+  return model(images, train=True)
+
+
+def _cost(model: nnx.Module, image_size: int, forward: Callable) -> dict[str, int]:
+  """Arithmetic of `forward(model, images)` for one image; the model may be abstract."""
+  graph, state = nnx.split(model)
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  traced = jax.jit(lambda state, x: forward(nnx.merge(graph, state), x)).trace(state, image)
+  return {
+    "multiply_adds": multiply_adds(traced.jaxpr.jaxpr),
+    "xla_flops": int(traced.lower().cost_analysis()["flops"]),
+  }
+
+
+def _with_head(backbone: dict, head_parameters: int, cost: dict) -> dict[str, Any]:
+  """Numbers of the whole network and of what it has beyond the backbone."""
+  return {
+    "parameters": backbone["parameters"] + head_parameters,
+    "head_parameters": head_parameters,
+    "multiply_adds": cost["multiply_adds"],
+    "head_multiply_adds": cost["multiply_adds"] - backbone["multiply_adds"],
+    "xla_flops": cost["xla_flops"],
+  }
+
+
+def _parameters(module: nnx.Module) -> int:
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def _parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument(
+    "--networks",
+    nargs="+",
+    default=list(NETWORKS),
+    metavar="BACKBONE:PIXELS:CLASSES",
+    help=f"default: {' '.join(NETWORKS)}",
+  )
+  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "heads.json")
+  return parser.parse_args()
+
+
+def _split(network: str) -> tuple[str, int, int]:
+  """Backbone, pixels and classes of "resnet50:224:1000"."""
+  try:
+    name, image_size, num_classes = network.split(":")
+    image_size, num_classes = int(image_size), int(num_classes)
+  except ValueError:
+    image_size = num_classes = 0
+  if min(image_size, num_classes) < 1:
+    raise UserError(
+      f"--networks: {network!r}; expected BACKBONE:PIXELS:CLASSES, as {NETWORKS[0]!r}"
+    )
+  return name, image_size, num_classes
+
+
+if __name__ == "__main__":
+  record.run(main)
