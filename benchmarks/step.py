@@ -18,9 +18,10 @@ Memory: the highest use of one device that its allocator saw while a variant ran
 the compiled program asks for (`memory_analysis()`: arguments + results + temporaries). The table
 says which; the JSON holds both.
 
-Arithmetic: FLOPs that XLA's `cost_analysis()` counts in the step before its own optimisations; a
-multiply-add counts two. On GPUs these turn convolutions into library calls, whose arithmetic XLA
-does not know. The count afterwards is in the JSON; on a CPU it is 1 or 2 % higher for the demo.
+Arithmetic: FLOPs that XLA's `cost_analysis()` counts in the step before its own optimisations, for
+all devices together; a multiply-add counts two. On GPUs XLA then turns convolutions into library
+calls, whose arithmetic it does not know. The count afterwards, for one device, is in the JSON; on
+a CPU it is 1 or 2 % higher for the demo.
 """
 
 import argparse
@@ -379,8 +380,8 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--batch_size", type=positive, default=64, help="images, over all devices")
   parser.add_argument("--width", type=positive, help="of SAOL; default: the recipe's")
   parser.add_argument("--dtype", default="auto", help="float32, bfloat16; auto: by device")
-  parser.add_argument("--rounds", type=positive, default=15, help="turns of each variant")
-  parser.add_argument("--seconds", type=_positive(float), default=80.0, help="of measuring")
+  parser.add_argument("--rounds", type=positive, default=30, help="turns of each variant")
+  parser.add_argument("--seconds", type=_positive(float), default=60.0, help="of measuring")
   parser.add_argument(
     "--output", type=pathlib.Path, help="default: benchmarks/results/step_BACKBONE_PLATFORM.json"
   )

@@ -1,6 +1,6 @@
 """A backbone with its output layers, and the same as pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,7 +37,10 @@ class Classifier(nnx.Module):
 
   def __call__(self, images: jax.Array, *, train: bool) -> ModelOutput:
     """Classifies images (B, H, W, 3), normalised floats."""
-    stages = self.backbone(images, train=train)
+    return self.classify(self.backbone(images, train=train), train=train)
+
+  def classify(self, stages: Sequence[jax.Array], *, train: bool) -> ModelOutput:
+    """What the heads say of stage maps (B, h, w, c), coarse last."""
     spatial = self.saol(stages, train=train) if self.saol is not None else None
     return ModelOutput(gap_logits=self.gap(stages[-1]), spatial=spatial)
 
@@ -145,18 +148,27 @@ class FunctionalModel:
       variables: from `init`.
       images: (B, H, W, 3), normalised floats.
       train: use batch statistics, and dropout where the model has it.
-      key: for dropout.
+      key: for dropout; needed in training where the model has it.
 
     Returns:
       The model's output, and the batch statistics after the call.
+
+    Raises:
+      ValueError: the model has dropout, and there is no key.
     """
-    streams = jax.tree.map(_blank, self._streams)
-    # A copy: the caller's arrays belong to an outer trace, which must not see the model's updates.
-    model = nnx.merge(self._graph, variables.params, variables.batch_stats, streams, copy=True)
+    model = self.merge(variables)
     if key is not None:
       nnx.reseed(model, dropout=key)
+    elif train and jax.tree.leaves(self._streams):
+      raise ValueError("this model drops at random in training: apply needs a key")
     output = model(images, train=train)
     return output, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+  def merge(self, variables: Variables) -> nnx.Module:
+    """The module with these variables: for calling its parts, inside one trace."""
+    streams = jax.tree.map(_blank, self._streams)
+    # A copy: the caller's arrays belong to an outer trace, which must not see the model's updates.
+    return nnx.merge(self._graph, variables.params, variables.batch_stats, streams, copy=True)
 
 
 def _rngs(key: jax.Array) -> nnx.Rngs:

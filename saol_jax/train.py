@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import time
@@ -14,6 +15,7 @@ from clu import parameter_overview
 from saol_jax import workdir as workdirs
 from saol_jax.checkpoint import Checkpoints
 from saol_jax.config import resolve
+from saol_jax.data import ArraySource
 from saol_jax.data.loader import Loader, prefetch
 from saol_jax.distributed import replicated
 from saol_jax.errors import DivergedError, Stopped
@@ -51,76 +53,97 @@ def train_and_evaluate(
   config, workdir = resolve(config), pathlib.Path(workdir)
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopRequest())
-    experiment = Experiment(config)
-    evaluation = experiment.source(experiment.eval_split)
-    stop.check()
+    experiment = stop.run(lambda: Experiment(config))
+    evaluation = stop.run(lambda: experiment.source(experiment.eval_split))
 
     workdirs.claim(config, workdir)
-    best_by: dict[int, float] = {}
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, best_by)))
+    scored: dict[int, float] = {}
+    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, scored)))
     state = _restore_or_init(experiment, checkpoints, stop)
     log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
-    best_by.update(scores(log.records, experiment.score_name))
+    scored.update(scores(log.records, experiment.score_name))
+
     _introduce(experiment, evaluation, state)
     started = time.monotonic()
     stop.run(experiment.compile)
     logger.info("Compiled in %.0f s", time.monotonic() - started)
 
-    state = _loop(experiment, evaluation, state, checkpoints, log, best_by, stop)
+    run = _Run(experiment, evaluation, checkpoints, log, scored, stop)
+    state = run.to_the_end(state)
     checkpoints.wait()
     logger.info("%s", finish(experiment, state, evaluation, log.records, workdir))
     return state
 
 
-def _loop(experiment, evaluation, state, checkpoints, log, best_by, stop) -> TrainState:
+@dataclasses.dataclass
+class _Run:
   """The steps, and what is due after some of them.
 
   What is due after step k is done in an order that makes a kill at any moment harmless: the line of
   the log, then the checkpoint, then the evaluation. A run that goes on at k finds its line written,
   and its evaluation if that was finished.
   """
-  config, last_step = experiment.config, experiment.num_train_steps
-  step = first_step = int(state.step)
-  loader = Loader(experiment.train, config.batch_size, config.seed)
-  batches = prefetch(lambda k: experiment.put(loader[k]), range(first_step, last_step))
-  elapsed = log.records[-1].get("time/elapsed_seconds", 0.0) if log.records else 0.0
-  chrono = Chrono(last_step, config.batch_size, elapsed)
-  chrono.begin(step)
-  in_flight = collections.deque()
 
-  def due(every: int) -> bool:
-    return step > 0 and (step % every == 0 or step == last_step)
+  experiment: Experiment
+  evaluation: ArraySource
+  checkpoints: Checkpoints
+  log: RunLog
+  scored: dict[int, float]  # by step; what is in it has been evaluated
+  stop: StopRequest
 
-  while True:
-    if due(config.log_every_steps) and step > first_step:
-      state = _log_progress(experiment, state, log, chrono)
+  def to_the_end(self, state: TrainState) -> TrainState:
+    """Trains from a state on; raises Stopped once a stop is requested and the state is saved."""
+    config, last_step = self.experiment.config, self.experiment.num_train_steps
+    step = first_step = int(state.step)
+    chrono = Chrono(last_step, config.batch_size, elapsed=self._elapsed_before())
+    chrono.begin(step)
+    loader = Loader(self.experiment.train, config.batch_size, config.seed)
+    numbers = range(first_step, last_step)
+    in_flight = collections.deque()
 
-    evaluate_now = due(config.eval_every_steps) and step not in best_by
-    if evaluate_now or due(config.checkpoint_every_steps) or stop.requested:
-      with chrono.pause():
-        _check_finite(state)
-        checkpoints.save(state)
-    if stop.requested:
-      checkpoints.wait()
-      raise Stopped(f"Stopped after step {step} of {last_step}; its state is saved.")
+    def due(every: int) -> bool:
+      return step > 0 and (step % every == 0 or step == last_step)
 
-    if evaluate_now:
-      with chrono.pause():
-        results = evaluate(experiment, state, evaluation, "eval", check_stop=stop.check)
-        if step == last_step and experiment.eval_split != "test":
-          test = experiment.source("test")
-          results |= evaluate(experiment, state, test, "test", check_stop=stop.check)
-      log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
-      best_by[step] = results[experiment.score_name]
-      logger.info("  evaluation at step %d: %s", step, describe(results))
+    with contextlib.closing(prefetch(lambda k: self.experiment.put(loader[k]), numbers)) as batches:
+      while True:
+        if due(config.log_every_steps) and step > first_step:
+          state = _log_progress(self.experiment, state, self.log, chrono)
 
-    if step == last_step:
-      return state
-    state, metrics = experiment.train_step(state, next(batches))
-    step += 1
-    in_flight.append(metrics["loss"])
-    if len(in_flight) > _STEPS_IN_FLIGHT:
-      in_flight.popleft().block_until_ready()
+        evaluation_due = due(config.eval_every_steps) and step not in self.scored
+        if evaluation_due or due(config.checkpoint_every_steps) or self.stop.requested:
+          with chrono.pause():
+            _check_finite(state)
+            self.checkpoints.save(state)
+        if self.stop.requested:
+          self.checkpoints.wait()
+          raise Stopped(f"Stopped after step {step} of {last_step}; its state is saved.")
+        if evaluation_due:
+          with chrono.pause():
+            self._evaluate(state, step, last_step, chrono)
+
+        if step == last_step:
+          return state
+        state, metrics = self.experiment.train_step(state, next(batches))
+        step += 1
+        in_flight.append(metrics["loss"])
+        if len(in_flight) > _STEPS_IN_FLIGHT:
+          in_flight.popleft().block_until_ready()
+
+  def _evaluate(self, state: TrainState, step: int, last_step: int, chrono: Chrono) -> None:
+    """Scores a state; the last one on the test split too, if another split was used so far."""
+    sources = {"eval": self.evaluation}
+    if step == last_step and self.experiment.eval_split != "test":
+      sources["test"] = self.experiment.source("test")
+    results = {}
+    for prefix, source in sources.items():
+      results |= evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
+    self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
+    self.scored[step] = results[self.experiment.score_name]
+    logger.info("  evaluation at step %d: %s", step, describe(results))
+
+  def _elapsed_before(self) -> float:
+    """Seconds that earlier processes spent on the run."""
+    return self.log.records[-1].get("time/elapsed_seconds", 0.0) if self.log.records else 0.0
 
 
 def _restore_or_init(

@@ -194,7 +194,7 @@ def test_multiply_adds_of_groups_and_batches():
 
 
 def test_step_reports_what_it_measured(tmp_path, monkeypatch):
-  """One run with tiny sizes, checked in several ways; quick to compile, as its speed is no matter."""
+  """One run with tiny sizes, checked in several ways; quick to compile: its speed is no matter."""
   path = tmp_path / "folder" / "step.json"
   sizes = {"image_size": PIXELS, "num_classes": CLASSES, "batch_size": BATCH, "width": WIDTH}
   flags = {**sizes, "rounds": 3, "seconds": 0.2, "output": path}
