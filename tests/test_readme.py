@@ -32,4 +32,3 @@ def test_files_of_the_tour_exist():
   assert len(files) > 15
   for name in files:
     assert (ROOT / name).exists() or (ROOT / "saol_jax" / name).exists(), name
-
