@@ -9,7 +9,7 @@ demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
 
 test: venv-dev  ## the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: venv-dev  ## style and common mistakes
 	$(BIN)/ruff format --check .

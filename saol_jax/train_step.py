@@ -119,6 +119,43 @@ def gap_losses(output: ModelOutput, targets: jax.Array) -> dict[str, jax.Array]:
   return {"classification": losses.soft_cross_entropy(log_probs, targets)}
 
 
+def make_loss_fn(
+  config: ml_collections.ConfigDict, model: FunctionalModel
+) -> Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]:
+  """A function `(params, batch_stats, batch, key) -> (total loss, (new statistics, metrics))`.
+
+  The batch holds the images before and after mixing, the mixed labels, and what was pasted, see
+  `_prepare`. The metrics are means over the batch: each loss unweighted, their weighted sum `loss`,
+  and `top1`, the agreement of the main head with the heaviest label.
+  """
+  weights = loss_weights(config)
+
+  def loss_fn(params, batch_stats, batch: Batch, key: jax.Array):
+    key_mixed, key_unmixed = jax.random.split(key)
+    variables = Variables(params, batch_stats)
+    output, batch_stats = model.apply(variables, batch["mixed"], train=True, key=key_mixed)
+    if output.spatial is None:
+      values = gap_losses(output, batch["target"])
+    else:
+      unmixed = None
+      if "consistency" in weights:
+        # Fixed targets: no gradient, and these statistics are not kept.
+        fixed = jax.lax.stop_gradient(variables)
+        unmixed, _ = model.apply(fixed, batch["image"], train=True, key=key_unmixed)
+      mask = cutmix.box_mask(batch["box"], *batch["image"].shape[1:3])
+      beta = config.loss.distillation_beta
+      values = saol_losses(output, unmixed, batch["target"], mask, beta=beta)
+
+    values = {name: values[name].mean() for name in weights}
+    total = sum(weights[name] * value for name, value in values.items())
+    log_probs = head_log_probs(output, "gap" if output.spatial is None else "saol")
+    agrees = log_probs.argmax(-1) == batch["target"].argmax(-1)
+    metrics = {"loss": total, "top1": agrees.mean(dtype=jnp.float32), **values}
+    return total, (batch_stats, metrics)
+
+  return loss_fn
+
+
 def make_train_step(
   config: ml_collections.ConfigDict,
   info: DatasetInfo,
@@ -131,43 +168,22 @@ def make_train_step(
   It donates the state: the old one cannot be used again. The batch holds `image` (B, H, W, 3) uint8
   and `label` (B,) int32, split over the mesh; the metrics are the batch's means.
   """
-  weights = loss_weights(config)
-  parts = config.optimizer.accumulate
-  chunk = examples_kept_together(config)
-
-  def loss_fn(params, batch_stats, part: Batch, key: jax.Array):
-    key_mixed, key_unmixed = jax.random.split(key)
-    unmixed = None
-    if "consistency" in weights:
-      # Fixed targets: no gradient, and these statistics are not kept.
-      fixed = jax.lax.stop_gradient(Variables(params, batch_stats))
-      unmixed, _ = model.apply(fixed, part["image"], train=True, key=key_unmixed)
-    variables = Variables(params, batch_stats)
-    output, batch_stats = model.apply(variables, part["mixed"], train=True, key=key_mixed)
-    if output.spatial is None:
-      values = gap_losses(output, part["target"])
-    else:
-      mask = cutmix.box_mask(part["box"], *part["image"].shape[1:3])
-      beta = config.loss.distillation_beta
-      values = saol_losses(output, unmixed, part["target"], mask, beta=beta)
-    values = {name: values[name].mean() for name in weights}
-    total = sum(weights[name] * value for name, value in values.items())
-    top1 = jnp.mean(_log_probs(output).argmax(-1) == part["target"].argmax(-1), dtype=jnp.float32)
-    return total, (batch_stats, {"loss": total, "top1": top1, **values})
+  gradient_fn = jax.grad(make_loss_fn(config, model), has_aux=True)
+  parts, chunk = config.optimizer.accumulate, examples_kept_together(config)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     key_augment, key_cutmix, key_dropout = jax.random.split(
       jax.random.fold_in(state.key, state.step), 3
     )
     batch = _prepare(config, info, mesh, batch, key_augment, key_cutmix)
+    params, batch_stats = state.variables.params, state.variables.batch_stats
     gradients, (batch_stats, values) = mean_over_parts(
-      functools.partial(jax.grad(loss_fn, has_aux=True), *_unpack(state.variables)),
+      functools.partial(gradient_fn, params, batch_stats),
       batch,
       key_dropout,
       parts=parts,
       chunk=chunk,
     )
-    params = state.variables.params
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = Variables(optax.apply_updates(params, updates), batch_stats)
 
@@ -227,16 +243,13 @@ def examples_kept_together(config: ml_collections.ConfigDict) -> int:
   return math.lcm(pair, config.model.norm_group or 1)
 
 
-def _log_probs(output: ModelOutput) -> jax.Array:
-  return head_log_probs(output, "gap" if output.spatial is None else "saol")
-
-
-def _unpack(variables: Variables) -> tuple[Any, Any]:
-  return variables.params, variables.batch_stats
-
-
 def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
-  """Augments a batch of bytes and mixes it: image, mixed, target, box."""
+  """Augments a batch of bytes and mixes it.
+
+  Returns:
+    image, mixed: (B, H, W, 3) float32, normalised, before and after mixing.
+    target: (B, K), mixed labels. box: (B, 4), what was pasted, in pixels.
+  """
   images = flip_and_crop(
     key_augment, batch["image"], flip=config.data.flip, padding=config.data.crop_padding
   )

@@ -42,8 +42,6 @@ def command(workdir, *more: str, config: str = "configs/digits_saol.py", **chang
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
   return [
     sys.executable,
-    "-W",
-    "error:::saol_jax",
     str(ROOT / "main.py"),
     f"--config={ROOT / config}",
     f"--workdir={workdir}",
@@ -68,6 +66,12 @@ def run(arguments: list[str], *, devices: int = 1, timeout: float = 240) -> tupl
 def environment(devices: int = 1) -> dict[str, str]:
   """For a subprocess: as in the suite, with a number of fake devices."""
   return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+  """The first of this process's fake devices."""
+  types = (jax.sharding.AxisType.Auto,)
+  return jax.make_mesh((devices,), ("data",), axis_types=types, devices=jax.devices()[:devices])
 
 
 def records(workdir, *, timing: bool = False) -> list[dict[str, float]]:

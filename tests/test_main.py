@@ -16,7 +16,7 @@ from saol_jax import data as data_module
 from saol_jax.data import ArraySource
 from saol_jax.errors import DivergedError, UserError
 from saol_jax.train import train_and_evaluate
-from tests.support import ROOT, command, environment, records, run, tiny_config
+from tests.support import ROOT, command, environment, mesh_of, records, run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_evaluate_reproduces_what_training_logged(finished, checkpoint):
   assert before == after
 
 
-BAD = {
+BAD_FLAGS = {
   "unknown config": (["--config=configs/nope.py"], "configs/nope.py"),
   "unknown config argument": (
     [f"--config={ROOT}/configs/digits_saol.py:x"],
@@ -84,29 +84,15 @@ BAD = {
   ),
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
   "wrong type": (["--config.batch_size=many"], "many"),
-  "unknown backbone": (["--config.model.name=resnet49"], "resnet50"),
-  "unknown data set": (["--config.data.name=mnist"], "digit_scenes"),
-  "unknown head": (["--config.model.head=fc"], "saol, gap"),
-  "unknown schedule": (["--config.optimizer.schedule=linear"], "one_cycle"),
-  "unknown optimizer": (["--config.optimizer.name=lion"], "adamw"),
-  "unknown dtype": (["--config.dtype=float16"], "bfloat16"),
-  "not prepared": (
-    ["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"],
-    "download_and_prepare",
-  ),
-  "odd batch": (["--config.batch_size=15", "--config.model.norm_group=0"], "CutMix"),
-  "ghost groups": (["--config.model.norm_group=5"], "norm_group=5"),
-  "accumulation": (["--config.optimizer.accumulate=3"], "accumulate=3"),
-  "image too small": (["--config.model.name=resnet18"], "too small"),
-  "bad probability": (["--config.cutmix.prob=1.5"], "cutmix.prob=1.5"),
-  "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
   "unknown mode": (["--mode=dance"], "dance"),
+  "unknown backbone": (["--config.model.name=resnet49"], "resnet50"),
+  "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_message_and_changes_nothing(tmp_path, name):
-  flags, expected = BAD[name]
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_bad_flag_is_one_message_and_changes_nothing(tmp_path, name):
+  flags, expected = BAD_FLAGS[name]
   workdir = tmp_path / "run"
   code, output = run(command(workdir, *flags))
   assert code == 2, output
@@ -114,6 +100,33 @@ def test_bad_input_is_one_message_and_changes_nothing(tmp_path, name):
   assert output.count("error: ") == 1
   assert "Traceback" not in output
   assert not workdir.exists()
+
+
+BAD_FIELDS = {
+  "unknown data set": ({"data__name": "mnist"}, "digit_scenes"),
+  "unknown head": ({"model__head": "fc"}, "saol, gap"),
+  "unknown schedule": ({"optimizer__schedule": "linear"}, "one_cycle"),
+  "unknown optimizer": ({"optimizer__name": "lion"}, "adamw"),
+  "unknown dtype": ({"dtype": "float16"}, "bfloat16"),
+  "not prepared": ({"data__name": "cifar10", "data__data_dir": "/nowhere"}, "download_and_prepare"),
+  "odd batch": ({"batch_size": 15, "model__norm_group": 0}, "CutMix"),
+  "norm groups": ({"model__norm_group": 5}, "norm_group=5"),
+  "accumulation": ({"optimizer__accumulate": 3}, "accumulate=3"),
+  "image too small": ({"model__name": "resnet18"}, "too small"),
+  "bad probability": ({"cutmix__prob": 1.5}, "cutmix.prob=1.5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_bad_field_is_a_clear_error_and_changes_nothing(tmp_path, monkeypatch, name):
+  """UserError is what main.py turns into one message and exit code 2, see above."""
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(1))
+  changes, expected = BAD_FIELDS[name]
+  with pytest.raises(UserError) as error:
+    train_and_evaluate(tiny_config(**changes), tmp_path / "run")
+  assert expected in str(error.value)
+  assert error.value.code == 2
+  assert not (tmp_path / "run").exists()
 
 
 def test_devices_must_divide_the_batch(tmp_path):

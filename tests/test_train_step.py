@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from saol_jax import cutmix, distributed, losses
 from saol_jax import train_step as steps
@@ -13,14 +12,11 @@ from saol_jax.config import resolve
 from saol_jax.data.augment import flip_and_crop, normalise
 from saol_jax.data.loader import Loader
 from saol_jax.experiment import Experiment
-from tests.support import assert_identical, leaves, tiny_config
+from tests.support import assert_identical, leaves, mesh_of, tiny_config
 
 
 def experiment_on(monkeypatch, devices: int, **changes) -> Experiment:
-  mesh = jax.make_mesh(
-    (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-  )
-  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh)
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(devices))
   return Experiment(resolve(tiny_config(**changes)))
 
 
