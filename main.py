@@ -13,22 +13,22 @@ FLAGS = flags.FLAGS
 
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "localize", "predict"], "What to do.")
+flags.DEFINE_string("images", None, "For predict: a file, a folder, or a pattern in quotes.")
+flags.DEFINE_string("output", None, "For predict: where to write; else WORKDIR/predictions.")
+flags.DEFINE_integer("top_k", 5, "For predict: how many classes to name.")
+flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
   """Runs the mode; ends the process with the exit code of `saol_jax.errors`."""
   del argv
   from saol_jax import console, errors
-  from saol_jax.evaluate import evaluate_workdir
-  from saol_jax.train import train_and_evaluate
 
   console.set_up()
-  run = {"train": train_and_evaluate, "evaluate": evaluate_workdir}[FLAGS.mode]
   code = 0
   try:
-    run(FLAGS.config, FLAGS.workdir)
+    code = run_mode()
   except (errors.UserError, errors.DivergedError) as error:
     print(f"error: {error}", file=sys.stderr)
     code = error.code
@@ -47,11 +47,32 @@ def main(argv: list[str]) -> None:
     os._exit(code)
 
 
+def run_mode() -> int:
+  """Does what --mode says; returns the exit code of what went well."""
+  if FLAGS.mode == "predict":  # needs no config: the workdir knows its own
+    from saol_jax.predict import predict_command
+
+    return predict_command(FLAGS.workdir, FLAGS.images, output=FLAGS.output, top_k=FLAGS.top_k)
+  if FLAGS.mode == "train":
+    from saol_jax.train import train_and_evaluate as run
+  elif FLAGS.mode == "evaluate":
+    from saol_jax.evaluate import evaluate_workdir as run
+  else:
+    from saol_jax.localize import localize_workdir as run
+  run(FLAGS.config, FLAGS.workdir)
+  return 0
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Like absl's own parser, but every mistake is one message and exit code 2."""
   try:
     rest = FLAGS(argv)
-    FLAGS.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
+    if FLAGS.mode == "predict" and not FLAGS.images:
+      _leave("--mode=predict needs --images: a file, a folder, or a pattern in quotes")
+    if FLAGS.mode != "predict" and FLAGS.config is None:
+      _leave(f"--mode={FLAGS.mode} needs --config: a recipe such as configs/digits_saol.py")
+    if FLAGS.config is not None:
+      FLAGS.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
   except AttributeError as error:
     cause = error.args[0]  # config_flags wraps a KeyError
     field = cause.args[0] if isinstance(cause, KeyError) else cause

@@ -99,6 +99,22 @@ def evaluate_workdir(
   split = experiment.eval_split if config.evaluate.split == "auto" else config.evaluate.split
   source = experiment.source(split)
 
+  state = restore_wanted(experiment, workdir)
+  logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
+  results = evaluate(experiment, state, source, split)
+  path = workdir / f"evaluation_{split}_{wanted}.json"
+  path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+  logger.info("%s\nwritten to %s", describe(results), path)
+  return results
+
+
+def restore_wanted(experiment: Experiment, workdir: pathlib.Path) -> TrainState:
+  """The checkpoint of a workdir that `evaluate.checkpoint` names: latest or best.
+
+  Raises:
+    UserError: there is none.
+  """
+  wanted = experiment.config.evaluate.checkpoint
   by_step = scores(read_records(workdir / "metrics.jsonl"), experiment.score_name)
   if not (workdir / "checkpoints").is_dir():
     raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
@@ -111,9 +127,4 @@ def evaluate_workdir(
     )
   state = checkpoints.restore(experiment.abstract_state(), step if wanted == "best" else None)
   checkpoints.close()
-  logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
-  results = evaluate(experiment, state, source, split)
-  path = workdir / f"evaluation_{split}_{wanted}.json"
-  path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
-  logger.info("%s\nwritten to %s", describe(results), path)
-  return results
+  return state

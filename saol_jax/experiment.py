@@ -115,21 +115,7 @@ class Experiment:
     self.eval_step = self.eval_step.lower(state.variables, eval_batch).compile()
 
   def _create(self, rngs: nnx.Rngs) -> nnx.Module:
-    options = self.config.model
-    return create_model(
-      options.name,
-      len(self.info.class_names),
-      head=options.head,
-      width=options.width,
-      kernel_size=options.kernel_size,
-      lateral_kernel_size=options.lateral_kernel_size,
-      mask_branch="mask" in loss_weights(self.config),
-      dropout=options.dropout,
-      last_stride=options.last_stride or None,
-      norm_group=options.norm_group or None,
-      dtype=jnp.dtype(self.config.dtype),
-      rngs=rngs,
-    )
+    return create_configured(self.config, len(self.info.class_names), rngs)
 
   def _check_image_size(self) -> None:
     """Raises UserError where the last stage is too small to say anything of places."""
@@ -144,6 +130,27 @@ class Experiment:
         f"stride {stride}, so at least {cells * stride} x {cells * stride} are needed. Use a "
         "backbone with a smaller stride, or --config.model.last_stride=1"
       )
+
+
+def create_configured(
+  config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
+) -> nnx.Module:
+  """The model that a resolved config describes."""
+  options = config.model
+  return create_model(
+    options.name,
+    num_classes,
+    head=options.head,
+    width=options.width,
+    kernel_size=options.kernel_size,
+    lateral_kernel_size=options.lateral_kernel_size,
+    mask_branch="mask" in loss_weights(config),
+    dropout=options.dropout,
+    last_stride=options.last_stride or None,
+    norm_group=options.norm_group or None,
+    dtype=jnp.dtype(config.dtype),
+    rngs=rngs,
+  )
 
 
 def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:

@@ -13,14 +13,14 @@ from saol_jax.curves import draw_curves
 from saol_jax.data import ArraySource
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
-from saol_jax.localization import boxes_from_maps, score_maps
+from saol_jax.explain import saol_maps
+from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps
 from saol_jax.report import draw_predictions, summary
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
 
 _NUM_PICTURES = 16
-_BOX_MAP, _BOX_THRESHOLD = "class", 0.5
 
 
 def finish(
@@ -95,24 +95,22 @@ def _draw_examples(
   @jax.jit
   def predict(variables, images):
     images = normalise(images, experiment.info.mean, experiment.info.std)
-    return experiment.model.apply(variables, images, train=False)[0].spatial
+    spatial = experiment.model.apply(variables, images, train=False)[0].spatial
+    predicted = spatial.log_probs.argmax(-1)
+    return spatial.log_probs, predicted, saol_maps(spatial, predicted)
 
-  output = jax.device_get(predict(variables, batch["image"]))
-  predicted = output.log_probs.argmax(-1)
-  each = np.arange(len(predicted))
-  class_maps = np.exp(output.spatial_log_probs[each, :, :, predicted])
-  maps = score_maps(output.attention, class_maps)
+  log_probs, predicted, maps = jax.device_get(predict(variables, batch["image"]))
   size = batch["image"].shape[1:3]
   draw_predictions(
     path,
     batch["image"],
     labels=batch["label"],
     predicted=predicted,
-    probabilities=np.exp(output.log_probs[each, predicted]),
+    probabilities=np.exp(log_probs.max(-1)),
     class_names=experiment.info.class_names,
-    attention=output.attention,
-    class_maps=class_maps,
-    boxes=boxes_from_maps(maps[_BOX_MAP], size, _BOX_THRESHOLD),
+    attention=maps["attention"],
+    class_maps=maps["class"],
+    boxes=boxes_from_maps(maps[BOX_MAP], size, BOX_THRESHOLD),
     true_boxes=batch.get("box"),
     title=f"{experiment.config.model.name} on {experiment.config.data.name}",
   )

@@ -6,39 +6,12 @@ Plain NumPy on the host. Boxes are y_min, x_min, y_max, x_max in pixels, max exc
 import numpy as np
 from scipy import ndimage
 
+# What boxes are drawn from, see `explain.saol_maps`: the best of the maps that SAOL alone gives on
+# digit_scenes, by the threshold that suits most training scenes (benchmarks/results/demo_cpu.json).
+BOX_MAP, BOX_THRESHOLD = "attended_evidence", 0.2
+
 # Diagonal neighbours touch, as in OpenCV's contours, on which the field's box metrics are built.
 _NEIGHBOURS = np.ones((3, 3), np.int32)
-
-
-def score_maps(attention: np.ndarray, class_probs: np.ndarray) -> dict[str, np.ndarray]:
-  """The localisation maps that one SAOL forward pass gives, by name.
-
-    attention_ij = A_ij              where the head looks, whatever the class
-    class_ij     = Y_ijk             how probable class k is in that cell
-    product_ij   = A_ij * Y_ijk      the cell's share of the output y_k; sums to y_k
-
-  The attention softmax can be so peaked that the product covers a few cells only, so the three are
-  always reported separately.
-
-  Args:
-    attention: (B, H, W), non-negative, each map sums to 1.
-    class_probs: (B, H, W) in [0, 1], the spatial probability of the class of interest.
-
-  Returns:
-    'attention', 'class' and 'product', each (B, H, W) float32, not yet normalised.
-
-  Raises:
-    ValueError: the two shapes differ, or are not (B, H, W).
-
-  SAOL (Kim et al. 2020), section on weakly supervised localisation: the product.
-  """
-  attention = np.asarray(attention, np.float32)
-  class_probs = np.asarray(class_probs, np.float32)
-  if attention.ndim != 3 or attention.shape != class_probs.shape:
-    raise ValueError(
-      f"attention {attention.shape} and class_probs {class_probs.shape} must both be (B, H, W)"
-    )
-  return {"attention": attention, "class": class_probs, "product": attention * class_probs}
 
 
 def normalise(maps: np.ndarray) -> np.ndarray:
@@ -62,32 +35,50 @@ def normalise(maps: np.ndarray) -> np.ndarray:
   return ((maps - low) / np.where(span > 0, span, 1.0)).astype(np.float32)
 
 
-def resize_maps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes maps bilinearly, usually from the output grid to the image.
+def resize_maps(maps: np.ndarray, size: tuple[int, int], method: str = "bilinear") -> np.ndarray:
+  """Resizes maps, usually from the output grid to the image.
 
   Pixel centres lie at half-integers: output pixel i reads at (i + 0.5) * h / height - 0.5, and
   beyond the outermost centres the border value holds (PyTorch's align_corners=False, OpenCV's
-  INTER_LINEAR). There is no smoothing where a map shrinks.
+  INTER_LINEAR and INTER_CUBIC). There is no smoothing where a map shrinks.
 
   Args:
     maps: (..., h, w).
     size: height and width of the result.
+    method: "bilinear", or "bicubic", which may leave the range of the map by a tenth or so.
 
   Returns:
     (..., height, width) float32. A NaN or an infinity spreads over its row and column as NaN.
   """
   maps = np.asarray(maps, np.float32)
-  rows = _interpolation(maps.shape[-2], size[0])
-  columns = _interpolation(maps.shape[-1], size[1])
+  rows = _INTERPOLATIONS[method](maps.shape[-2], size[0])
+  columns = _INTERPOLATIONS[method](maps.shape[-1], size[1])
   with np.errstate(invalid="ignore"):  # 0 * inf
     return rows @ maps @ columns.T
 
 
-def _interpolation(old: int, new: int) -> np.ndarray:
+def _bilinear(old: int, new: int) -> np.ndarray:
   """(new, old) float32: each row the two weights with which a new sample reads the old ones."""
   centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
   weights = 1 - np.abs(centres[:, None] - np.arange(old))
   return np.maximum(weights, 0).astype(np.float32)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+  """(new, old) float32: likewise, four weights of Keys' cubic with a = -0.75, as in OpenCV."""
+  centres = (np.arange(new) + 0.5) * old / new - 0.5
+  reads = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)
+  x = np.abs(centres[:, None] - reads)
+  near = 1.25 * x**3 - 2.25 * x**2 + 1
+  far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+  weights = np.zeros((new, old), np.float32)
+  # Reads beyond the border are reads of the border.
+  places = (np.arange(new)[:, None], np.clip(reads, 0, old - 1))
+  np.add.at(weights, places, np.where(x < 1, near, far).astype(np.float32))
+  return weights
+
+
+_INTERPOLATIONS = {"bilinear": _bilinear, "bicubic": _bicubic}
 
 
 def largest_box(score_map: np.ndarray, threshold: float) -> np.ndarray:
@@ -109,6 +100,23 @@ def largest_box(score_map: np.ndarray, threshold: float) -> np.ndarray:
   sizes = np.bincount(regions.ravel())[1:]  # label 0 is the background
   y, x = ndimage.find_objects(regions)[int(sizes.argmax())]
   return np.array([y.start, x.start, y.stop, x.stop], np.int32)
+
+
+def all_boxes(score_map: np.ndarray, threshold: float) -> np.ndarray:
+  """The boxes around all connected regions where the map exceeds a threshold.
+
+  Args:
+    score_map: (H, W) in [0, 1].
+    threshold: in [0, 1]; pixels strictly above it count.
+
+  Returns:
+    (n, 4) int32, y_min, x_min, y_max, x_max, max exclusive, the region with the most pixels first,
+    equals in reading order; n is 0 where no pixel is above. See `largest_box`.
+  """
+  regions, _ = ndimage.label(score_map > threshold, _NEIGHBOURS)
+  sizes = np.bincount(regions.ravel())[1:]  # label 0 is the background
+  boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(regions)]
+  return np.array(boxes, np.int32).reshape(-1, 4)[np.argsort(-sizes, kind="stable")]
 
 
 def boxes_from_maps(maps: np.ndarray, size: tuple[int, int], threshold: float) -> np.ndarray:

@@ -99,7 +99,7 @@ def draw_predictions(
   page = np.full((page_height, page_width, 3), 255, np.uint8)
   for (y, x), image, *maps in zip(corners, images, attention, class_maps, strict=True):
     image = _resize_image(image, panel)
-    for place, shown in enumerate([image, *(_overlay(image, score_map) for score_map in maps)]):
+    for place, shown in enumerate([image, *(overlay(image, score_map) for score_map in maps)]):
       left = x + place * (panel[1] + _PANEL_GAP)
       # Six bits a colour: nobody sees it, and the file shrinks by 40 %.
       page[y : y + panel[0], left : left + panel[1]] = shown & 0xFC
@@ -168,7 +168,7 @@ def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return np.asarray(Image.fromarray(image).resize(size[::-1], method))
 
 
-def _overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
   """Heat over the image in grey; (H, W, 3) uint8 and (h, w) -> (H, W, 3) uint8."""
   small = Image.fromarray(localization.normalise(score_map))
   heat = np.asarray(small.resize(image.shape[1::-1], Image.Resampling.BICUBIC)).clip(0, 1)

@@ -22,6 +22,7 @@ from saol_jax.errors import DivergedError, Stopped
 from saol_jax.evaluate import describe, evaluate
 from saol_jax.experiment import Experiment
 from saol_jax.finish import finish
+from saol_jax.model_card import write_model_json
 from saol_jax.progress import Chrono, clock
 from saol_jax.runlog import RunLog, scores
 from saol_jax.stopping import StopRequest
@@ -57,6 +58,7 @@ def train_and_evaluate(
     evaluation = stop.run(lambda: experiment.source(experiment.eval_split))
 
     workdirs.claim(config, workdir)
+    write_model_json(experiment, workdir)
     scored: dict[int, float] = {}
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, scored)))
     state = _restore_or_init(experiment, checkpoints, stop)

@@ -1,29 +1,10 @@
+import cv2
 import jax
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from saol_jax import localization
-
-
-def test_score_maps_are_the_formulas():
-  attention = np.array([[[0.5, 0.25], [0.25, 0.0]]], np.float32)
-  class_probs = np.array([[[0.8, 0.4], [0.0, 1.0]]], np.float32)
-  maps = localization.score_maps(attention, class_probs)
-  assert list(maps) == ["attention", "class", "product"]
-  np.testing.assert_array_equal(maps["attention"], attention)
-  np.testing.assert_array_equal(maps["class"], class_probs)
-  np.testing.assert_allclose(maps["product"], [[[0.4, 0.1], [0.0, 0.0]]], rtol=1e-6)
-  assert all(m.dtype == np.float32 for m in maps.values())
-
-
-def test_score_maps_take_device_arrays_and_refuse_other_shapes():
-  ones = jax.numpy.ones((2, 3, 4), jax.numpy.bfloat16)
-  assert localization.score_maps(ones, ones)["product"].shape == (2, 3, 4)
-  with pytest.raises(ValueError, match=r"\(2, 3, 4\).*\(2, 4, 3\)"):
-    localization.score_maps(np.ones((2, 3, 4)), np.ones((2, 4, 3)))
-  with pytest.raises(ValueError, match=r"\(B, H, W\)"):
-    localization.score_maps(np.ones((3, 4)), np.ones((3, 4)))
 
 
 def test_normalise_by_hand():
@@ -74,6 +55,16 @@ def test_resize_agrees_with_scipy_and_jax(size):
   np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(33, 50), (16, 10), (8, 5), (64, 3)])
+def test_bicubic_resize_agrees_with_opencv(size):
+  maps = np.random.default_rng(4).normal(size=(2, 8, 5)).astype(np.float32)
+  ours = localization.resize_maps(maps, size, "bicubic")
+  assert ours.dtype == np.float32
+  for score_map, result in zip(maps, ours, strict=True):
+    theirs = cv2.resize(score_map, size[::-1], interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(result, theirs, atol=2e-5)
+
+
 def test_resize_keeps_a_constant_and_the_identity():
   np.testing.assert_array_equal(localization.resize_maps(np.full((3, 7), 2.0), (50, 9)), 2.0)
   maps = np.random.default_rng(1).normal(size=(3, 7, 4)).astype(np.float32)
@@ -122,6 +113,18 @@ def test_threshold_is_strict_and_whole_and_empty_and_nan_maps_are_defined():
   assert localization.largest_box(score_map, 0.49).tolist() == [0, 0, 4, 7]
   assert localization.largest_box(score_map, 0.5).tolist() == [0, 0, 0, 0]
   assert localization.largest_box(np.full((4, 7), np.nan), 0.0).tolist() == [0, 0, 0, 0]
+
+
+def test_all_boxes_largest_region_first():
+  score_map = blank()
+  score_map[0:2, 0:2] = 1.0  # 4 pixels
+  score_map[3:5, 6:9] = 0.6  # 6 pixels
+  score_map[5, 0:4] = 0.9  # 4 pixels, later in reading order
+  boxes = localization.all_boxes(score_map, 0.5)
+  assert boxes.tolist() == [[3, 6, 5, 9], [0, 0, 2, 2], [5, 0, 6, 4]]
+  assert boxes.dtype == np.int32
+  assert localization.all_boxes(score_map, 0.95).tolist() == [[0, 0, 2, 2]]
+  assert localization.all_boxes(score_map, 1.0).shape == (0, 4)
 
 
 def test_boxes_from_maps_by_hand():

@@ -135,8 +135,10 @@ def test_dropout_of_a_wide_resnet_follows_the_key():
   assert abs(logits[0] - logits[2]).max() > 0.01 * abs(logits[0]).max()
   # Nothing is drawn in evaluation.
   for train in (True, False):
-    apply_it = functools.partial(functional.apply, train=train)
+    apply_it = functools.partial(functional.apply, train=train, key=jax.random.key(1))
     assert ("random_bits" in str(jax.make_jaxpr(apply_it)(variables, images))) == train
+  with pytest.raises(ValueError, match="needs a key"):
+    functional.apply(variables, images, train=True)
 
 
 def test_init_depends_on_the_key_and_parameters_are_float32():

@@ -1,0 +1,125 @@
+"""Image files that a person points at: which they are, and their pixels."""
+
+import dataclasses
+import glob
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from saol_jax.errors import UserError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class UnreadableImage(UserError):
+  """A file or an object that is not an image we can read; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+  """A file to predict.
+
+  Attributes:
+    path: to open it.
+    name: to show it: the path below the folder that was asked for, or the path as it was given.
+    folder: name of the folder it lies in, where the user asked for a folder of folders or for a
+      pattern; "" where this says nothing of its class.
+  """
+
+  path: pathlib.Path
+  name: str
+  folder: str
+
+
+def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[ImageFile]:
+  """The files that `--images=GLOB|DIR|FILE` means, in order of their names.
+
+  A folder is searched with all folders below it, for files with one of `EXTENSIONS`; hidden ones
+  are left out. A file or a pattern is taken by its word, whatever the extension.
+
+  Args:
+    images: an existing file, a folder, or a pattern with *, ?, [abc] or ** (any folders).
+    leave_out: folder whose files are not meant: where the pictures of an earlier call lie.
+
+  Raises:
+    UserError: there is no such file.
+  """
+  given = os.path.expanduser(os.fspath(images))
+  leave_out = leave_out.resolve()
+  if os.path.isfile(given):
+    return [ImageFile(pathlib.Path(given), given, "")]
+  if os.path.isdir(given):
+    root = pathlib.Path(given)
+    paths = [path for path in _walk(root) if path.suffix.lower() in EXTENSIONS]
+    files = [
+      ImageFile(path, str(path.relative_to(root)), "" if path.parent == root else path.parent.name)
+      for path in paths
+    ]
+    expected = f"a folder with {', '.join(EXTENSIONS)} files, or with folders of such files"
+  else:
+    paths = [pathlib.Path(path) for path in glob.glob(given, recursive=True)]
+    files = [ImageFile(path, str(path), path.parent.name) for path in paths if path.is_file()]
+    expected = "an existing file, a folder, or a quoted pattern such as 'photos/**/*.jpg'"
+  files = [file for file in files if leave_out not in file.path.resolve().parents]
+  if not files:
+    raise UserError(f"--images={given!r} has no image: expected {expected}")
+  return sorted(files, key=lambda file: file.path.parts)
+
+
+def _walk(root: pathlib.Path) -> list[pathlib.Path]:
+  """All files below a folder but hidden ones; links to folders are followed, each folder once."""
+  found, seen = [], set()
+  for folder, folders, names in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+    if real not in seen:
+      found += [pathlib.Path(folder, name) for name in names if not name.startswith(".")]
+    seen.add(real)
+  return found
+
+
+def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> Image.Image:
+  """An image as RGB.
+
+  A file is turned upright as its EXIF data says; an animation gives its first frame, transparency
+  is dropped, grey and palettes become RGB, 16 bits become 8.
+
+  Args:
+    source: a path, an array (H, W, 3) uint8 or a PIL image.
+
+  Raises:
+    UnreadableImage: names the file or the shape, and the reason.
+  """
+  if isinstance(source, np.ndarray):
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+      raise UnreadableImage(
+        f"an array of shape {source.shape} and dtype {source.dtype} is no image: expected "
+        "(H, W, 3) uint8"
+      )
+    return Image.fromarray(source)
+  if isinstance(source, Image.Image):
+    return _rgb(source)
+  try:
+    with Image.open(source) as image:
+      return _rgb(ImageOps.exif_transpose(image))
+  except Exception as error:  # a broken file can end in any exception of its decoder
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+      reason = "not a picture of a kind that Pillow knows"
+    raise UnreadableImage(f"{printable(source)} cannot be read as an image: {reason}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I;16"):
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+  if image.mode in ("I", "F"):
+    raise UnreadableImage(f"mode {image.mode} has no fixed brightest value, save it with 8 bits")
+  return image.convert("RGB")
+
+
+def printable(text: str | os.PathLike) -> str:
+  """Text for a terminal: what could move its cursor or cannot be encoded is spelled out."""
+  text = os.fspath(text)
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,307 @@
+"""`--mode=localize`: how well each kind of map finds the object, as a table, a file and a plot."""
+
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from saol_jax import explain
+from saol_jax.config import resolve
+from saol_jax.data import ArraySource
+from saol_jax.data.augment import normalise
+from saol_jax.distributed import replicated, split_batch
+from saol_jax.errors import UserError
+from saol_jax.evaluate import restore_wanted
+from saol_jax.experiment import Experiment
+from saol_jax.localization import resize_maps
+from saol_jax.model import Variables
+from saol_jax.report import DPI, GREY, INK, PALE, save
+from saol_jax.train_step import head_log_probs
+from saol_jax.workdir import check_config
+from saol_jax.wsol import THRESHOLDS, BoxScores
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+# Column of the table: key of the result.
+_COLUMNS = {
+  "GT-known": "gt_known",
+  "top-1 loc": "top1_loc",
+  "top-5 loc": "top5_loc",
+  "MaxBoxAcc": "max_box_acc",
+  "IoU .3": "box_acc_30",
+  "IoU .5": "box_acc_50",
+  "IoU .7": "box_acc_70",
+  "MaxBoxAccV2": "max_box_acc_v2",
+}
+_COLOURS = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#1b7c83", "#bf3989", "#57606a", "#0a3069")
+_CAM_COLOUR = "#e16f24"
+
+
+def localize_workdir(
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  *,
+  split: str = "test",
+  threshold_split: str = "auto",
+  num_threshold_images: int = 2000,
+  maps: Sequence[str] = (),
+) -> dict[str, float]:
+  """Scores every map of a checkpoint on a split with boxes.
+
+  Writes `workdir/localization_SPLIT_CHECKPOINT.json` and `.png`. Nothing else there changes.
+
+  Args:
+    config: of the run; `evaluate.checkpoint` says which checkpoint, latest or best. The moving
+      average of the parameters is used where there is one.
+    workdir: of the run.
+    split: that is reported.
+    threshold_split: on which the threshold of each map is chosen; auto: validation where
+      data.validation holds some out, else train.
+    num_threshold_images: how many of those to use, evenly spaced; 0 for all.
+    maps: names, see `explain.map_names`; () for all that one forward pass gives and both kinds of
+      Grad-CAM on the last stage.
+
+  Returns:
+    `SPLIT/MAP_SCORE` for the threshold and each score of `wsol.BoxScores`.
+
+  Raises:
+    UserError: no checkpoint there, or one of another config; no boxes; an unknown map; or the
+      thresholds would be chosen on what is reported.
+  """
+  config, workdir = resolve(config), pathlib.Path(workdir)
+  check_config(config, workdir)
+  if threshold_split == "auto":
+    threshold_split = "validation" if config.data.validation else "train"
+  if threshold_split == split:
+    raise UserError(
+      f"The thresholds would be chosen on the reported split, {split!r}; choose them on another "
+      "one: validation (with data.validation above 0) or train"
+    )
+  experiment = Experiment(config)
+  names = tuple(maps) or _default_maps(experiment)
+  source, threshold_source = (_with_boxes(experiment, name) for name in (split, threshold_split))
+  state = restore_wanted(experiment, workdir)
+  variables = state.variables if state.ema is None else state.ema
+
+  places = np.arange(len(threshold_source))
+  if 0 < num_threshold_images < len(places):
+    places = np.linspace(0, len(places) - 1, num_threshold_images).round().astype(int)
+  step = int(state.step)
+  logger.info(
+    "Localising with %d maps of step %d (%s)", len(names), step, config.evaluate.checkpoint
+  )
+  chosen = box_scores(experiment, variables, threshold_source, names, places, threshold_split)
+  found = box_scores(experiment, variables, source, names, np.arange(len(source)), split)
+  results = {}
+  for name in names:
+    threshold = chosen[name].best_threshold()
+    results[name] = {
+      "threshold": threshold,
+      **found[name].at(threshold),
+      **found[name].best(),
+    }
+  curves = {name: found[name].curve() for name in names}
+
+  path = workdir / f"localization_{split}_{wanted}.json"
+  facts = {
+    "step": step,
+    "split": split,
+    "num_images": len(source),
+    "threshold_split": threshold_split,
+    "num_threshold_images": len(places),
+    "maps": results,
+    "thresholds": THRESHOLDS.round(3).tolist(),
+    "box_accuracy": {name: curve.round(6).tolist() for name, curve in curves.items()},
+  }
+  path.write_text(json.dumps(facts) + "\n")
+  title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
+  thresholds = {name: result["threshold"] for name, result in results.items()}
+  draw_box_accuracy(path.with_suffix(".png"), curves, thresholds, title)
+  logger.info(
+    "%s\nPercent of %d %s images; thresholds chosen on %d %s images.\nwritten to %s and .png",
+    table(results),
+    len(source),
+    split,
+    len(places),
+    threshold_split,
+    path,
+  )
+  return {
+    f"{split}/{name}_{score}": value
+    for name, result in results.items()
+    for score, value in result.items()
+  }
+
+
+def box_scores(
+  experiment: Experiment,
+  variables: Variables,
+  source: ArraySource,
+  names: Sequence[str],
+  places: np.ndarray,
+  split: str,
+) -> dict[str, BoxScores]:
+  """Scores the maps of the true class, at the size of the image.
+
+  Args:
+    experiment: of the run.
+    variables: of the model.
+    source: with boxes.
+    names: of the maps.
+    places: (n,) which examples, in order.
+    split: its name, for the lines of progress.
+
+  Returns:
+    For each name its scores. A label is the prediction of the head that the map belongs to.
+  """
+  predict = _make_predict(experiment, names)
+  found = {name: BoxScores() for name in names}
+  last_line = time.monotonic()
+  for batch in _batches(source, places, experiment.eval_batch_size):
+    put = experiment.put(batch)
+    maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
+    size = batch["image"].shape[1:3]
+    for index in np.flatnonzero(batch["mask"]):
+      one = slice(index, index + 1)
+      for name in names:
+        # One at a time: a batch of maps at the size of the image need not fit into memory.
+        rank = ranks[explain.head_of(name)][one]
+        found[name].add(resize_maps(maps[name][one], size), batch["box"][one], rank < 1, rank < 5)
+      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+        last_line = time.monotonic()
+        done = found[names[0]].count
+        share = 100 * done / len(places)
+        logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
+  return found
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> str:
+  """Maps x scores in percent as aligned text, the best of each column with a star."""
+  best = {key: max(result[key] for result in results.values()) for key in _COLUMNS.values()}
+  rows = [["map", "threshold", *_COLUMNS]]
+  for name, result in results.items():
+    cells = [
+      f"{100 * result[key]:.2f}{'*' if result[key] == best[key] else ' '}"
+      for key in _COLUMNS.values()
+    ]
+    rows.append([name, f"{result['threshold']:.3f}", *cells])
+  rows[0][2:] = [f"{title} " for title in rows[0][2:]]  # above the digits, not the star
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
+
+
+def draw_box_accuracy(
+  path: str | os.PathLike,
+  curves: Mapping[str, np.ndarray],
+  chosen: Mapping[str, float],
+  title: str,
+) -> None:
+  """Writes a PNG with the box accuracy of each map against the threshold.
+
+  Args:
+    path: of the PNG; an existing file is replaced.
+    curves: (1000,) share in [0, 1] at each of `wsol.THRESHOLDS`, by the map's name.
+    chosen: threshold of each map, drawn as a dot.
+    title: of the picture.
+  """
+  figure = Figure(figsize=(11, 6), dpi=DPI, layout="constrained")
+  canvas = FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  at = {name: float(np.interp(chosen[name], THRESHOLDS, curve)) for name, curve in curves.items()}
+  others = 0
+  for name in sorted(curves, key=lambda name: -at[name]):
+    look = {"color": _CAM_COLOUR, "linewidth": 2.4}
+    if name != explain.CAM:
+      line = ("-", "--", ":")[others // len(_COLOURS) % 3]
+      look = {"color": _COLOURS[others % len(_COLOURS)], "linewidth": 1.5, "linestyle": line}
+      others += 1
+    axes.plot(THRESHOLDS, 100 * curves[name], label=f"{name} {100 * at[name]:.1f} %", **look)
+    axes.plot(chosen[name], 100 * at[name], "o", color=look["color"], markersize=5)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["bottom", "left"]].set_color(PALE)
+  axes.tick_params(colors=GREY, labelsize=9, length=0)
+  axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
+  axes.set_xlim(0, 1)
+  axes.set_ylim(bottom=0)
+  axes.xaxis.set_major_locator(ticker.MultipleLocator(0.1))
+  axes.set_xlabel("threshold on the map, scaled to [0, 1]; dots: chosen on other data", color=GREY)
+  axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
+  axes.set_ylabel("GT-known localisation: largest box right at IoU 0.5, %", color=GREY)
+  axes.legend(
+    loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, labelcolor=INK
+  )
+  save(canvas, path)
+
+
+def _make_predict(experiment: Experiment, names: Sequence[str]):
+  """A jitted function from variables, images and labels to maps, and the label's rank by head."""
+  info, model = experiment.info, experiment.model
+
+  def predict(variables: Variables, images: jax.Array, labels: jax.Array):
+    images = normalise(images, info.mean, info.std)
+    maps, output = explain.score_maps(model, variables, images, labels, names)
+    heads = {explain.head_of(name) for name in names}
+    return maps, {head: _label_ranks(head_log_probs(output, head), labels) for head in heads}
+
+  batch = split_batch(experiment.mesh)
+  return jax.jit(
+    predict,
+    in_shardings=(replicated(experiment.mesh), batch, batch),
+    out_shardings=replicated(experiment.mesh),
+  )
+
+
+def _label_ranks(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+  """(B,) how many classes come before the label; of equals the first, as in `metrics`."""
+  own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
+  later = jnp.arange(log_probs.shape[1])[None] >= labels[:, None]
+  return jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
+
+
+def _batches(
+  source: ArraySource, places: np.ndarray, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The examples at `places` in order, with a `mask` (B,) that is 0 where the last is padded."""
+  for start in range(0, len(places), batch_size):
+    chosen = places[start : start + batch_size]
+    mask = (np.arange(batch_size) < len(chosen)).astype(np.float32)
+    yield {**source[np.resize(chosen, batch_size)], "mask": mask}
+
+
+def _default_maps(experiment: Experiment) -> tuple[str, ...]:
+  """All maps of one forward pass, and those by gradients on the last stage."""
+
+  def stages(variables: Variables, images: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(experiment.model.merge(variables).backbone(images, train=False))
+
+  images = jax.ShapeDtypeStruct((1, *experiment.train.images.shape[1:]), jnp.float32)
+  last = len(jax.eval_shape(stages, experiment.abstract_state().variables, images))
+  names = explain.map_names(experiment.heads, last)
+  return tuple(name for name in names if "gradcam" not in name or name.endswith(f"_{last}"))
+
+
+def _with_boxes(experiment: Experiment, split: str) -> ArraySource:
+  source = experiment.source(split)
+  if source.boxes is None:
+    raise UserError(
+      f"data.name={experiment.config.data.name!r} has no boxes, so nothing can be said of places; "
+      "use a data set with boxes, such as digit_scenes"
+    )
+  return source

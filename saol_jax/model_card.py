@@ -1,0 +1,71 @@
+"""What a model needs to know of the data that it was trained on: `model.json` of a workdir."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from saol_jax.errors import UserError
+from saol_jax.experiment import Experiment
+
+_MODEL_JSON = "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+  """What a model needs to know of the data that it was trained on.
+
+  Attributes:
+    class_names: K names, by label.
+    mean, std: of the three channels, as a share of 255.
+    image_size: height and width of the training images.
+  """
+
+  class_names: tuple[str, ...]
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  image_size: tuple[int, int]
+
+
+def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None:
+  """Writes what `load` needs beside config and checkpoints, so that it needs no data set.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  info = experiment.info
+  card = ModelCard(info.class_names, info.mean, info.std, experiment.train.images.shape[1:3])
+  path = pathlib.Path(workdir) / _MODEL_JSON
+  try:
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    temporary.replace(path)
+  except OSError as error:
+    raise UserError(
+      f"--workdir={path.parent} cannot be written: {error.strerror}; choose a folder that you may "
+      "write to, on a disk with free space"
+    ) from error
+
+
+def read_model_json(workdir: str | os.PathLike) -> ModelCard:
+  """Reads `model.json` of a workdir.
+
+  Raises:
+    UserError: it is absent or damaged.
+  """
+  path = pathlib.Path(workdir) / _MODEL_JSON
+  mend = "Run the run's training command again: what is trained already is not trained anew"
+  try:
+    card = json.loads(path.read_text())
+    names, size = tuple(map(str, card["class_names"])), tuple(map(int, card["image_size"]))
+    mean, std = (tuple(map(float, card[name])) for name in ("mean", "std"))
+    if not names or (len(mean), len(std), len(size)) != (3, 3, 2):
+      raise ValueError("a field has another length")
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path.parent} has no {path.name}, which holds the names of the classes. {mend}, and writes "
+      "the file."
+    ) from error
+  except (ValueError, TypeError, KeyError, OSError) as error:
+    raise UserError(f"{path} is damaged ({error!r}). {mend}, and replaces it.") from error
+  return ModelCard(names, mean, std, size)

@@ -1,0 +1,311 @@
+"""`--mode=predict`: labels, maps and boxes of a person's own images, as files and as a web page."""
+
+import csv
+import json
+import logging
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from saol_jax.data.loader import prefetch
+from saol_jax.errors import UserError
+from saol_jax.gallery import Gallery
+from saol_jax.image_files import ImageFile, UnreadableImage, find_images, read_image
+from saol_jax.localization import BOX_MAP
+from saol_jax.predictor import Prediction, Predictor, load
+from saol_jax.progress import clock
+from saol_jax.report import overlay
+
+__all__ = ["Prediction", "Predictor", "load", "predict_command"]
+
+logger = logging.getLogger(__name__)
+
+SOME_SKIPPED = 4  # exit code: all is written, but some of the files were no images
+
+_VIEW_SIDE = 512  # longest side of the picture that is kept of an image
+_LEAST_PANEL = 128  # longest side of a panel of an overlay picture
+_GAP = 4
+_BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
+_SECONDS_BETWEEN_LINES = 10.0
+_NAMED = 20  # skipped files that are named one by one; the report names all
+
+
+def predict_command(
+  workdir: str | os.PathLike,
+  images: str | os.PathLike,
+  *,
+  output: str | os.PathLike | None = None,
+  top_k: int = 5,
+  batch_size: int = 32,
+) -> int:
+  """Predicts every image that is asked for, and writes what it found.
+
+  In the output folder: `predictions.jsonl` and `predictions.csv`, a line an image; `overlays/`, a
+  picture an image with its box, its attention and its class map side by side; `report.html`, a
+  gallery that needs no other file. A model with `head="gap"` has no maps: its predictions hold
+  labels only. Where an image lies in a folder that is named like a class, that is its true label.
+
+  Args:
+    workdir: of a trained run.
+    images: a file, a folder or a pattern, see `image_files.find_images`.
+    output: folder, made if need be; None for `workdir/predictions`. What an earlier call wrote
+      there is replaced.
+    top_k: how many classes to name.
+    batch_size: images at once.
+
+  Returns:
+    Exit code: 0, or `SOME_SKIPPED` where files could not be read; they are named and left out.
+
+  Raises:
+    UserError: no run, no image, none that could be read, or a folder that cannot be written.
+  """
+  workdir = pathlib.Path(workdir)
+  output = workdir / "predictions" if output is None else pathlib.Path(output)
+  files = find_images(images, leave_out=output)
+  predictor = load(workdir, top_k=top_k, batch_size=batch_size)
+  logger.info(
+    "%d files; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",
+    len(files),
+    predictor.step,
+    workdir,
+    len(predictor.card.class_names),
+    *predictor.card.image_size,
+  )
+  try:
+    results = _Results(predictor, output, len(files))
+  except OSError as error:
+    raise UserError(
+      f"--output={output} cannot be written: {error.strerror}; name a folder that you may write to"
+    ) from error
+  with results:
+    _predict_files(predictor, files, results)
+  if not results.count:
+    raise UserError(
+      f"none of the {len(files)} files in --images={os.fspath(images)!r} is an image; expected "
+      f"pictures such as JPEG or PNG. The first: {results.skipped[0][1]}"
+    )
+  logger.info("%s", results.finish())
+  return SOME_SKIPPED if results.skipped else 0
+
+
+def _predict_files(predictor: Predictor, files: list[ImageFile], results: "_Results") -> None:
+  """Reads, predicts and writes batch by batch, with a line of progress now and then."""
+  started = last_line = time.monotonic()
+  done = 0
+  for batch in _read_batches(predictor, files):
+    readable = []
+    for file, content in batch:
+      if isinstance(content, UnreadableImage):
+        results.skip(file, content)
+      else:
+        readable.append((file, *content))
+    if readable:
+      _, pixels, sizes, views = zip(*readable, strict=True)
+      predictions = predictor.predict_prepared(np.stack(pixels), sizes)
+      for (file, *_), view, prediction in zip(readable, views, predictions, strict=True):
+        results.add(file, view, prediction)
+    done += len(batch)
+    now = time.monotonic()
+    if done == len(batch):
+      started = now  # the first batch compiles the model
+      first = done
+    elif now - last_line > _SECONDS_BETWEEN_LINES or done == len(files):
+      last_line = now
+      rate = (done - first) / max(now - started, 1e-9)
+      logger.info(
+        "predicted %*d/%d %5.1f %%  %.1f images/s  %s left",
+        len(str(len(files))),
+        done,
+        len(files),
+        100 * done / len(files),
+        rate,
+        clock((len(files) - done) / rate),
+      )
+
+
+def _read_batches(predictor: Predictor, files: list[ImageFile]) -> Iterator[list[tuple]]:
+  """Batches of (file, content), read ahead in threads.
+
+  The content is what is needed of an image, since many large ones would not fit into memory:
+  pixels for the model, (height, width), and a small picture. Or the reason why there is none.
+  """
+
+  def read(file: ImageFile) -> tuple:
+    try:
+      image = read_image(file.path)
+      view = image.copy()
+      view.thumbnail((_VIEW_SIDE, _VIEW_SIDE))
+      return file, (predictor.prepare(image), (image.height, image.width), view)
+    except UnreadableImage as error:
+      return file, error
+
+  size = predictor.batch_size
+  with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "read") as threads:
+    yield from prefetch(
+      lambda start: list(threads.map(read, files[start : start + size])),
+      range(0, len(files), size),
+      depth=1,
+    )
+
+
+class _Results:
+  """The files in the output folder."""
+
+  def __init__(self, predictor: Predictor, output: pathlib.Path, expected: int):
+    """Makes the folder and opens the files.
+
+    Raises:
+      OSError: it is not a folder, or cannot be written.
+    """
+    self.count = 0
+    self.skipped: list[tuple[str, str]] = []
+    self._output = output
+    self._class_names = predictor.card.class_names
+    self._step = predictor.step
+    self._labels = _unique_labels(self._class_names)
+    self._known = self._right = 0
+    self._has_maps = False
+    self._gallery = Gallery(self._class_names, box_map=BOX_MAP, expected=expected)
+    self._overlays = output / "overlays"
+    self._overlays.mkdir(parents=True, exist_ok=True)
+    for path in self._overlays.glob("[0-9]" * 6 + "_*.jpg"):
+      path.unlink()  # of an earlier call
+    self._jsonl = (output / "predictions.jsonl").open("w", encoding="utf-8")
+    # A file name that is not UTF-8 comes back as the bytes that it is.
+    self._csv = (output / "predictions.csv").open(
+      "w", encoding="utf-8", errors="surrogateescape", newline=""
+    )
+    self._rows = csv.writer(self._csv)
+    self._rows.writerow(_csv_header(predictor.top_k))
+
+  def __enter__(self) -> "_Results":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._jsonl.close()
+    self._csv.close()
+
+  def skip(self, file: ImageFile, error: UnreadableImage) -> None:
+    """Notes a file that is no image."""
+    self.skipped.append((file.name, str(error)))
+    if len(self.skipped) <= _NAMED:
+      logger.warning("skipped: %s", error)
+    elif len(self.skipped) == _NAMED + 1:
+      logger.warning("skipped more; report.html names all of them")
+
+  def add(self, file: ImageFile, view: Image.Image, prediction: Prediction) -> None:
+    """Writes what there is of one image."""
+    picture = None
+    if prediction.grids:
+      self._has_maps = True
+      picture = f"overlays/{self.count:06d}_{_safe(file.path.stem)}.jpg"
+      _overlay_strip(view, prediction).save(self._output / picture, quality=88, subsampling=0)
+    truth = self._labels.get(file.folder)
+    if truth is not None:
+      self._known += 1
+      self._right += truth == prediction.label
+    record = _record(file, prediction, None if truth is None else file.folder, picture)
+    self._jsonl.write(json.dumps(record) + "\n")
+    self._rows.writerow(_csv_row(record))
+    self._gallery.add(file.name, view, prediction, truth)
+    self.count += 1
+
+  def finish(self) -> str:
+    """Writes the report; returns what to tell the user."""
+    report = self._output / "report.html"
+    self._gallery.write(report, model=f"model of step {self._step}", skipped=self.skipped)
+    lines = [f"Predicted {self.count} images."]
+    if self._known:
+      share = 100 * self._right / self._known
+      lines.append(
+        f"  right        {self._right} of {self._known} with a known label, {share:.2f} %"
+      )
+    if self.skipped:
+      lines.append(f"  skipped      {len(self.skipped)} files that are no readable images")
+    lines.append(f"  report       {report}   open it in a browser")
+    lines.append(f"  predictions  {self._output / 'predictions.jsonl'} and .csv")
+    if self._has_maps:
+      lines.append(f"  overlays     {self._overlays}")
+    else:
+      lines.append("  no maps      this model has GAP-FC alone, which says what but not where")
+    return "\n".join(lines)
+
+
+def _unique_labels(class_names: tuple[str, ...]) -> dict[str, int]:
+  """Label by name, without names that several classes share."""
+  return {name: k for k, name in enumerate(class_names) if class_names.count(name) == 1}
+
+
+def _record(
+  file: ImageFile, prediction: Prediction, truth: str | None, picture: str | None
+) -> dict[str, Any]:
+  """A line of predictions.jsonl. Boxes are y_min, x_min, y_max, x_max in pixels, max exclusive."""
+  top = [
+    {"name": name, "label": int(label), "probability": round(float(probability), 6)}
+    for name, label, probability in zip(
+      prediction.names, prediction.labels, prediction.probabilities, strict=True
+    )
+  ]
+  return {
+    "file": str(file.path),
+    "height": prediction.size[0],
+    "width": prediction.size[1],
+    "top": top,
+    "confidence": top[0]["probability"],
+    "box": None if prediction.box is None else prediction.box.tolist(),
+    "map": None if prediction.box is None else BOX_MAP,
+    "true": truth,
+    "overlay": picture,
+  }
+
+
+def _csv_header(top_k: int) -> list[str]:
+  ranks = [f"{what}_{rank + 1}" for rank in range(top_k) for what in ("label", "probability")]
+  box = ["y_min", "x_min", "y_max", "x_max", "map"]
+  return ["file", "height", "width", *ranks, "confidence", *box, "true", "overlay"]
+
+
+def _csv_row(record: dict[str, Any]) -> list[Any]:
+  top = [entry[what] for entry in record["top"] for what in ("name", "probability")]
+  box = record["box"] or [None] * 4
+  return [
+    *(record[name] for name in ("file", "height", "width")),
+    *top,
+    record["confidence"],
+    *box,
+    *(record[name] for name in ("map", "true", "overlay")),
+  ]
+
+
+def _safe(stem: str) -> str:
+  """Part of a file name that is harmless everywhere."""
+  return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
+
+
+def _overlay_strip(view: Image.Image, prediction: Prediction) -> Image.Image:
+  """The image with the box of its first class, its attention and its class map, side by side."""
+  scale = max(1, -(-_LEAST_PANEL // max(view.size)))
+  view = view.resize((view.width * scale, view.height * scale), Image.Resampling.NEAREST)
+  pixels = np.asarray(view)
+  panels = [view] + [
+    Image.fromarray(overlay(pixels, prediction.grids[name][0])) for name in ("attention", "class")
+  ]
+  y_min, x_min, y_max, x_max = prediction.box * np.tile(
+    np.array([view.height, view.width]) / np.array(prediction.size), 2
+  )
+  if y_max > y_min and x_max > x_min:
+    draw = ImageDraw.Draw(view)
+    corners = np.round([x_min, y_min, max(x_max - 1, x_min), max(y_max - 1, y_min)]).tolist()
+    draw.rectangle(corners, outline=_BOX_SHADOW, width=4)
+    draw.rectangle(corners, outline=_BOX_COLOUR, width=2)
+  strip = Image.new("RGB", (3 * view.width + 2 * _GAP, view.height), "white")
+  for place, panel in enumerate(panels):
+    strip.paste(panel, (place * (view.width + _GAP), 0))
+  return strip

@@ -1,0 +1,292 @@
+"""What a trained model says of any image: labels and where."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from saol_jax import explain
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import default_config
+from saol_jax.data.augment import normalise
+from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
+from saol_jax.errors import UserError
+from saol_jax.experiment import create_configured
+from saol_jax.image_files import read_image
+from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps, resize_maps
+from saol_jax.model import FunctionalModel, Variables
+from saol_jax.model_card import ModelCard, read_model_json
+from saol_jax.optimizer import make_optimizer, make_schedule
+from saol_jax.train_step import head_log_probs, make_init
+
+_BOX_SIDE = 512  # boxes of larger images are found at this size: the grid has a few cells a side
+
+ImageLike = str | os.PathLike | np.ndarray | Image.Image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+  """What a model says of one image. The k most probable classes come in falling order.
+
+  Attributes:
+    labels: (k,) int32.
+    names: k names of classes.
+    probabilities: (k,) float32 in [0, 1]; over all classes they would sum to 1.
+    size: height and width of the image.
+    grids: by name of a map, (k, h, w) float32 for each class, or (1, h, w) where the map does not
+      depend on it, at the model's own resolution; empty for a model with `head="gap"`.
+    boxes: (k, 4) int32, for each class y_min, x_min, y_max, x_max in pixels of the image, max
+      exclusive, zeros where nothing stands out; None for a model with `head="gap"`.
+  """
+
+  labels: np.ndarray
+  names: tuple[str, ...]
+  probabilities: np.ndarray
+  size: tuple[int, int]
+  grids: dict[str, np.ndarray]
+  boxes: np.ndarray | None
+
+  @property
+  def label(self) -> int:
+    """The most probable class."""
+    return int(self.labels[0])
+
+  @property
+  def name(self) -> str:
+    """Its name."""
+    return self.names[0]
+
+  @property
+  def confidence(self) -> float:
+    """Its probability."""
+    return float(self.probabilities[0])
+
+  @property
+  def box(self) -> np.ndarray | None:
+    """(4,), its box."""
+    return None if self.boxes is None else self.boxes[0]
+
+  @property
+  def attention(self) -> np.ndarray | None:
+    """(H, W) float32 at image size: the weight of the cell around each pixel, see `resize_maps`."""
+    return resize_maps(self.grids["attention"][0], self.size) if self.grids else None
+
+  @property
+  def class_maps(self) -> np.ndarray | None:
+    """(k, H, W) float32 in [0, 1] at image size: how probable each class is around each pixel."""
+    return resize_maps(self.grids["class"], self.size) if self.grids else None
+
+
+class Predictor:
+  """A trained model; called with images, it says what they show and where.
+
+  Any image is resized straight to the size of the training images, its aspect ratio not kept, by
+  Pillow's bilinear filter, which averages over all pixels where an image shrinks (antialiasing).
+  An image that has that size already is not changed. Maps and boxes are scaled back.
+
+  Attributes:
+    card: of the model.
+    step: of the checkpoint.
+    top_k: how many classes are named.
+    batch_size: images at once. The one compiled program has this size; batches are filled up.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    card: ModelCard,
+    model: FunctionalModel,
+    variables: Variables,
+    *,
+    step: int = 0,
+    top_k: int = 5,
+    batch_size: int = 32,
+  ):
+    """Makes a predictor; see `load` for the usual way.
+
+    Args:
+      config: of the run.
+      card, model, variables: what was trained.
+      step: of the checkpoint.
+      top_k: how many classes to name, at most all.
+      batch_size: rounded up to a multiple of the devices.
+
+    Raises:
+      UserError: a number below 1.
+    """
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+      if value < 1:
+        raise UserError(f"{name}={value}; expected 1 or more")
+    self.card, self.step = card, step
+    self.top_k = min(top_k, len(card.class_names))
+    self._mesh = data_mesh()
+    self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+    self._variables = jax.device_put(variables, replicated(self._mesh))
+
+    def forward(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+      images = normalise(images, card.mean, card.std)
+      output, _ = model.apply(variables, images, train=False)
+      head = head_log_probs(output, config.model.head)
+      log_probs, labels = jax.lax.top_k(head, self.top_k)
+      result = {"probabilities": jnp.exp(log_probs), "labels": labels}
+      if output.spatial is not None:
+        result["attention"] = output.spatial.attention[:, None]
+        # Of K maps only these leave the device: with 1,000 classes that is 0.5 % of them. The
+        # compiler merges the forward passes into one, since all have the same input.
+        each = [
+          explain.score_maps(model, variables, images, labels[:, rank], ("class", BOX_MAP))[0]
+          for rank in range(self.top_k)
+        ]
+        for name in ("class", BOX_MAP):
+          result.setdefault(name, jnp.stack([maps[name] for maps in each], axis=1))
+      return result
+
+    self._forward = jax.jit(
+      forward,
+      in_shardings=(replicated(self._mesh), split_batch(self._mesh)),
+      out_shardings=replicated(self._mesh),
+    )
+
+  def __call__(self, images: ImageLike | Sequence[ImageLike]) -> list[Prediction]:
+    """Predicts.
+
+    Args:
+      images: paths, arrays (H, W, 3) uint8 or PIL images, of any sizes, mixed as you like; one
+        array (N, H, W, 3) uint8; or a single image, which counts as a list of one. Files are read
+        as `image_files.read_image` says.
+
+    Returns:
+      A Prediction an image, in order.
+
+    Raises:
+      UnreadableImage: a UserError; the first image that cannot be read.
+    """
+    single = isinstance(images, str | os.PathLike | Image.Image)
+    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
+      images = [images]
+    results = []
+    for start in range(0, len(images), self.batch_size):
+      pixels, sizes = [], []
+      for image in images[start : start + self.batch_size]:
+        image = read_image(image)
+        pixels.append(self.prepare(image))
+        sizes.append((image.height, image.width))
+      results += self.predict_prepared(np.stack(pixels), sizes)
+    return results
+
+  def prepare(self, image: Image.Image) -> np.ndarray:
+    """An RGB image of any size as the model takes it, uint8."""
+    size = self.card.image_size[::-1]
+    if image.size != size:
+      image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+  def predict_prepared(
+    self, images: np.ndarray, sizes: Sequence[tuple[int, int]]
+  ) -> list[Prediction]:
+    """Predicts at most `batch_size` images.
+
+    Args:
+      images: (n, h, w, 3) uint8, from `prepare`.
+      sizes: height and width that each had before.
+    """
+    filled = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
+    filled[: len(images)] = images
+    batch = put_batch(self._mesh, {"image": filled})
+    output = jax.device_get(self._forward(self._variables, batch["image"]))
+    return [
+      self._prediction({name: array[index] for name, array in output.items()}, size)
+      for index, size in enumerate(sizes)
+    ]
+
+  def _prediction(self, output: dict[str, np.ndarray], size: tuple[int, int]) -> Prediction:
+    labels, probabilities = output.pop("labels"), output.pop("probabilities")
+    boxes = None
+    if output:  # one box for all classes where the map does not depend on them
+      boxes = np.broadcast_to(_boxes(output[BOX_MAP], size), (len(labels), 4))
+    return Prediction(
+      labels=labels,
+      names=tuple(self.card.class_names[label] for label in labels),
+      probabilities=probabilities,
+      size=size,
+      grids=output,
+      boxes=boxes,
+    )
+
+
+def _boxes(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """(n, h, w) maps to (n, 4) boxes in pixels of an image."""
+  scale = min(1, _BOX_SIDE / max(size))
+  small = tuple(max(1, round(side * scale)) for side in size)
+  boxes = boxes_from_maps(maps, small, BOX_THRESHOLD)
+  return np.round(boxes * np.tile(np.array(size) / np.array(small), 2)).astype(np.int32)
+
+
+def load(
+  path: str | os.PathLike, *, top_k: int = 5, batch_size: int = 32, dtype: str | None = None
+) -> Predictor:
+  """A predictor from the newest intact checkpoint of a run; the run's data set is not needed.
+
+  The moving average of the variables is used where the run kept one. Labels and probabilities are
+  SAOL's, or GAP-FC's for a model with `head="gap"`, which has no maps.
+
+  Args:
+    path: workdir of a run, finished or going on.
+    top_k: how many classes to name.
+    batch_size: images at once.
+    dtype: "float32" or "bfloat16" of the computation; None for that of the run.
+
+  Raises:
+    UserError: there is no run, or nothing intact in it, or an argument is out of range.
+  """
+  workdir = pathlib.Path(path)
+  config = _read_config(workdir)
+  if dtype not in (None, "float32", "bfloat16"):
+    raise UserError(f"dtype={dtype!r} is unknown; expected float32 or bfloat16")
+  config.dtype = dtype or config.dtype
+  card = read_model_json(workdir)
+  if not (workdir / "checkpoints").is_dir():
+    raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
+  model = FunctionalModel(lambda rngs: create_configured(config, len(card.class_names), rngs))
+  # The optimizer's state has the same structure whatever the length of the run.
+  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
+  sharding = replicated(data_mesh())
+  like = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    jax.eval_shape(make_init(config, model, optimizer, data_mesh())),
+  )
+  checkpoints = Checkpoints(workdir, {}, read_only=True)
+  try:
+    if not checkpoints.steps:
+      raise UserError(f"{workdir} has no checkpoint yet; train first, with --mode=train")
+    state = checkpoints.restore(like)
+  finally:
+    checkpoints.close()
+  variables = state.variables if state.ema is None else state.ema
+  step = int(state.step)
+  return Predictor(config, card, model, variables, step=step, top_k=top_k, batch_size=batch_size)
+
+
+def _read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config of a run; fields that did not exist when it was trained have their defaults."""
+  path = workdir / "config.json"
+  config = default_config()
+  try:
+    saved = json.loads(path.read_text())
+    with config.unlocked():
+      config.update(saved)
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{workdir} is no workdir of a run, since it has no config.json; train first, with "
+      "--mode=train"
+    ) from error
+  except (ValueError, TypeError, OSError) as error:
+    raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
+  return config

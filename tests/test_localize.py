@@ -1,0 +1,220 @@
+"""The localize mode on a small run, against a recomputation with other means."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from saol_jax import localize, wsol
+from saol_jax.data import ArraySource
+from saol_jax.data.augment import normalise
+from saol_jax.errors import UserError
+from saol_jax.experiment import Experiment
+from saol_jax.localize import localize_workdir
+from saol_jax.train import train_and_evaluate
+from tests.support import tiny_config
+from tests.test_wsol import spelled_out
+
+MAPS = ("class", "cam", "gap_gradcam_3")
+SIZES = {"train": 50, "test": 27}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sources():
+  """The first few examples of each split, with boxes that an untrained map hits now and then."""
+  whole = Experiment.source
+  rng = np.random.default_rng(0)
+  boxes = np.concatenate([rng.integers(0, 12, (50, 2)), rng.integers(18, 33, (50, 2))], 1)
+
+  def part(self, split):
+    source, n = whole(self, split), SIZES[split]
+    return ArraySource(source.images[:n], source.labels[:n], source.info, boxes[:n].astype("int32"))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Experiment, "source", part)
+    yield
+
+
+def config(**changes):
+  fields = {"num_train_steps": 4, "eval_every_steps": 4, "eval_batch_size": 12}
+  fields |= {"loss__mask_weight": 0.0, "loss__consistency_weight": 0.0}  # quicker to compile
+  return tiny_config(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  train_and_evaluate(config(), workdir)
+  results = localize_workdir(config(), workdir, maps=MAPS, num_threshold_images=10)
+  return workdir, results
+
+
+def recomputed(workdir, split, places):
+  """Box accuracy curves by map, and whether each label is right, from the checkpoint."""
+  experiment = Experiment(localize.resolve(config()))
+  state = localize._restore(experiment, workdir)
+  source = experiment.source(split)
+  x = normalise(source.images[places], experiment.info.mean, experiment.info.std)
+  module = experiment.model.merge(state.ema)
+  stages = module.backbone(x, train=False)
+  output = module.classify(stages, train=False)
+  labels, each = source.labels[places], np.arange(len(places))
+  kernel = np.asarray(module.gap.linear.kernel[...])
+  cam = np.einsum("bhwc,cb->bhw", np.asarray(stages[-1]), kernel[:, labels])
+  maps = {
+    "class": np.exp(np.asarray(output.spatial.spatial_log_probs)[each, :, :, labels]),
+    "cam": cam,
+    "gap_gradcam_3": np.maximum(cam, 0),
+  }
+  hits = {}
+  for name, values in maps.items():
+    large = np.asarray(jax.image.resize(values, (len(places), 32, 32), "bilinear"))
+    hits[name] = []
+    for m, (y0, x0, y1, x1) in zip(large, source.boxes[places], strict=True):
+      m = (m - m.min()) / (m.max() - m.min()) if np.ptp(m) > 0 else np.zeros_like(m)
+      truth = [[x0, y0, x1, y1]]
+      hits[name].append(spelled_out(m.astype(np.float32), truth, every=False, plus=0) >= 0.5)
+  order = {
+    "class": np.argsort(-np.asarray(output.spatial.log_probs), 1, kind="stable"),
+    "cam": np.argsort(-np.asarray(output.gap_logits), 1, kind="stable"),
+  }
+  order["gap_gradcam_3"] = order["cam"]
+  label_hits = {name: rows == labels[:, None] for name, rows in order.items()}
+  return {name: np.array(rows) for name, rows in hits.items()}, label_hits
+
+
+def test_scores_are_those_of_a_recomputation(finished):
+  workdir, results = finished
+  chosen, _ = recomputed(workdir, "train", np.linspace(0, 49, 10).round().astype(int))
+  found, labels = recomputed(workdir, "test", np.arange(27))
+  # A pixel whose byte is rounded the other way moves a box now and then: one image at most.
+  slack = 1.01 / 27
+  for name in MAPS:
+    threshold = results[f"test/{name}_threshold"]
+    reached = chosen[name].mean(0)[round(1000 * threshold)]
+    assert reached >= chosen[name].mean(0).max() - 1.01 / 10, name
+    hit = found[name][:, round(1000 * threshold)]
+    assert results[f"test/{name}_gt_known"] == pytest.approx(hit.mean(), abs=slack), name
+    top1 = (hit & labels[name][:, 0]).mean()
+    assert results[f"test/{name}_top1_loc"] == pytest.approx(top1, abs=slack), name
+    top5 = (hit & labels[name][:, :5].any(1)).mean()
+    assert results[f"test/{name}_top5_loc"] == pytest.approx(top5, abs=slack), name
+  known = [results[f"test/{name}_gt_known"] for name in MAPS]
+  assert min(known) > 0.1  # an empty result would agree with anything
+  top5 = [results[f"test/{name}_top5_loc"] for name in MAPS]
+  assert top5 != known
+
+
+def test_rank_of_the_label():
+  log_probs = jnp.array([[0.5, 0.2, 0.2, 0.1], [0.25] * 4, [jnp.nan] * 4])
+  for label, expected in ((0, [0, 0]), (1, [1, 1]), (2, [2, 2]), (3, [3, 3])):
+    ranks = localize._label_ranks(log_probs, jnp.full(3, label))
+    assert ranks[:2].tolist() == expected
+    assert ranks[2] == 4  # never right
+
+
+def test_file_holds_the_results_and_the_curves(finished):
+  workdir, results = finished
+  saved = json.loads((workdir / "localization_test_latest.json").read_text())
+  assert {k: saved[k] for k in ("step", "split", "num_images")} == {
+    "step": 4,
+    "split": "test",
+    "num_images": 27,
+  }
+  assert (saved["threshold_split"], saved["num_threshold_images"]) == ("train", 10)
+  flat = {f"test/{m}_{s}": v for m, scores in saved["maps"].items() for s, v in scores.items()}
+  assert flat == results
+  assert tuple(saved["maps"]) == MAPS
+  for name in MAPS:
+    curve = saved["box_accuracy"][name]
+    assert len(curve) == len(saved["thresholds"]) == 1000
+    at = saved["thresholds"].index(saved["maps"][name]["threshold"])
+    assert curve[at] == pytest.approx(saved["maps"][name]["gt_known"], abs=1e-6)
+    assert 0 < max(curve) <= saved["maps"][name]["box_acc_50"]
+
+
+def test_plot_shows_every_curve(finished, tmp_path):
+  workdir, _ = finished
+  assert Image.open(workdir / "localization_test_latest.png").size == (1100, 600)
+
+  def inked(curves):
+    path = tmp_path / "plot.png"
+    localize.draw_box_accuracy(path, curves, dict.fromkeys(curves, 0.5), "$ title")
+    pixels = np.asarray(Image.open(path)).astype(int)
+    orange = np.abs(pixels - (0xE1, 0x6F, 0x24)).sum(-1) < 20
+    return pixels, orange[:, :700]
+
+  curve = 1 - wsol.THRESHOLDS
+  pixels, orange = inked({"class": curve})
+  assert not orange.any()
+  both, orange = inked({"class": curve, "cam": curve / 2})
+  assert orange.sum() > 500
+  assert (both != pixels).any()
+
+
+def test_thresholds_come_from_other_data_than_the_report(finished):
+  workdir, _ = finished
+  with pytest.raises(UserError, match="reported split, 'test'"):
+    localize_workdir(config(), workdir, threshold_split="test")
+  with pytest.raises(UserError, match="reported split, 'train'"):
+    localize_workdir(config(), workdir, split="train")
+
+
+def test_mistakes_are_one_message(finished, tmp_path, monkeypatch):
+  workdir, _ = finished
+  with pytest.raises(UserError, match="no map 'heatmap'; expected one of attention, "):
+    localize_workdir(config(), workdir, maps=("heatmap",))
+  with pytest.raises(UserError, match="has no checkpoints"):
+    localize_workdir(config(), tmp_path)
+  with pytest.raises(UserError, match=r"model\.width: 8 there, 9 now"):
+    localize_workdir(config(model__width=9), workdir)
+  boxed = Experiment.source
+
+  def without_boxes(self, split):
+    source = boxed(self, split)
+    return ArraySource(source.images, source.labels, source.info)
+
+  monkeypatch.setattr(Experiment, "source", without_boxes)
+  with pytest.raises(UserError, match="'digit_scenes' has no boxes"):
+    localize_workdir(config(), workdir)
+
+
+def test_default_maps_are_all_of_one_pass_and_the_last_stages_gradients():
+  def default(**changes):
+    return localize._default_maps(Experiment(localize.resolve(config(**changes))))
+
+  both = default()
+  assert {"attention", "class", "product", "joint", "cam", "gap_gradcam++_3"} < set(both)
+  assert not [name for name in both if name.endswith(("_1", "_2"))]
+  assert default(model__head="gap") == ("cam", "gap_gradcam_3", "gap_gradcam++_3")
+  alone = default(loss__distillation_weight=0.0)  # GAP-FC is untrained
+  assert "cam" not in alone
+  assert "joint" not in alone
+  assert "saol_gradcam_3" in alone
+
+
+def test_progress_names_the_split_and_the_share(finished, monkeypatch, caplog):
+  workdir, _ = finished
+  monkeypatch.setattr(localize, "_SECONDS_BETWEEN_LINES", 0.0)
+  with caplog.at_level(logging.INFO, "saol_jax"):
+    localize_workdir(config(), workdir, maps=("class",), num_threshold_images=10)
+  assert "  train: localised 10 of 10 images (100 %)" in caplog.messages
+  assert "  test: localised 27 of 27 images (100 %)" in caplog.messages
+
+
+def test_table_lines_up_and_stars_the_best():
+  scores = dict.fromkeys(localize._COLUMNS.values(), 0.5)
+  text = localize.table(
+    {"a": {"threshold": 0.25, **scores}, "longer": {"threshold": 0.5, **scores, "gt_known": 0.871}}
+  )
+  header, first, second = text.splitlines()
+  assert first.startswith("a           0.250")
+  assert "87.10*" in second
+  assert "50.00*" in first
+  end = header.index("GT-known") + len("GT-known")
+  assert first[:end].endswith("50.00")
+  assert second[:end].endswith("87.10")
