@@ -97,10 +97,8 @@ def localize_workdir(
   places = np.arange(len(threshold_source))
   if 0 < num_threshold_images < len(places):
     places = np.linspace(0, len(places) - 1, num_threshold_images).round().astype(int)
-  step = int(state.step)
-  logger.info(
-    "Localising with %d maps of step %d (%s)", len(names), step, config.evaluate.checkpoint
-  )
+  step, wanted = int(state.step), config.evaluate.checkpoint
+  logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
   chosen = box_scores(experiment, variables, threshold_source, names, places, threshold_split)
   found = box_scores(experiment, variables, source, names, np.arange(len(source)), split)
   results = {}
