@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import localize, wsol
+from saol_jax import evaluate, localize, wsol
 from saol_jax.data import ArraySource
 from saol_jax.data.augment import normalise
 from saol_jax.errors import UserError
@@ -56,7 +56,7 @@ def finished(tmp_path_factory):
 def recomputed(workdir, split, places):
   """Box accuracy curves by map, and whether each label is right, from the checkpoint."""
   experiment = Experiment(localize.resolve(config()))
-  state = localize._restore(experiment, workdir)
+  state = evaluate.restore_wanted(experiment, workdir)
   source = experiment.source(split)
   x = normalise(source.images[places], experiment.info.mean, experiment.info.std)
   module = experiment.model.merge(state.ema)
