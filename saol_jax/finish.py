@@ -1,6 +1,7 @@
 """What a run leaves for a person to look at: pictures and a short summary."""
 
 import logging
+import os
 import pathlib
 import shlex
 import statistics
@@ -49,7 +50,8 @@ def finish(
     "curves": str(workdir / "curves.png"),
   }
   draw_curves(workdir / "curves.png", records)
-  if experiment.config.model.head == "saol":
+  with_maps = experiment.config.model.head == "saol"
+  if with_maps:
     files["predictions"] = str(workdir / "predictions.png")
     _draw_examples(experiment, state, source, workdir / "predictions.png")
 
@@ -64,7 +66,7 @@ def finish(
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=_next_commands(workdir),
+    next_commands=_next_commands(workdir, with_maps, source.boxes is not None),
   )
 
 
@@ -75,13 +77,30 @@ def _head_name(metric: str) -> str:
   return f"{name}, EMA" if head.startswith("ema_") else name
 
 
-def _next_commands(workdir: pathlib.Path) -> list[tuple[str, str]]:
-  """What to try after this run, as commands to copy."""
-  commands = [("watch the run's curves", f"tensorboard --logdir {shlex.quote(str(workdir))}")]
-  if pathlib.Path(sys.argv[0]).name == "main.py":
-    arguments = [*sys.argv, "--mode=evaluate", "--config.evaluate.checkpoint=best"]
-    commands.append(("evaluate the best checkpoint", f"python {shlex.join(arguments)}"))
+def _next_commands(
+  workdir: pathlib.Path, with_maps: bool, with_boxes: bool
+) -> list[tuple[str, str]]:
+  """What to try after this run, as commands to copy; none where it was not started by main.py."""
+  if pathlib.Path(sys.argv[0]).name != "main.py":
+    return []
+  same = shlex.join([_python(), *sys.argv])
+  commands = [
+    ("evaluate the best checkpoint", f"{same} --mode=evaluate --config.evaluate.checkpoint=best")
+  ]
+  if with_maps and with_boxes:
+    commands.append(("score its maps against the true boxes", f"{same} --mode=localize"))
+  predict = shlex.join([_python(), sys.argv[0], f"--workdir={workdir}", "--mode=predict"])
+  commands.append(("see what it makes of your images", f"{predict} --images=FOLDER"))
   return commands
+
+
+def _python() -> str:
+  """The interpreter that runs, as a person would call it from here."""
+  here = pathlib.Path.cwd()
+  interpreter = pathlib.Path(sys.executable)
+  if os.environ.get("VIRTUAL_ENV") or not interpreter.is_relative_to(here):
+    return "python"
+  return str(interpreter.relative_to(here))
 
 
 def _draw_examples(
