@@ -14,10 +14,10 @@ def get_config(arg: str = ""):
     raise UserError(f"argument {arg!r} of configs/digits_saol.py; expected saol or gap")
   config = default_config()
   config.batch_size = 64
-  config.num_train_steps = 1500
+  config.num_train_steps = 2100
   config.log_every_steps = 100
-  config.eval_every_steps = 500
-  config.checkpoint_every_steps = 250
+  config.eval_every_steps = 700
+  config.checkpoint_every_steps = 350
 
   config.model.name = "resnet8"
   config.model.head = arg or "saol"
