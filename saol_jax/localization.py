@@ -6,8 +6,8 @@ Plain NumPy on the host. Boxes are y_min, x_min, y_max, x_max in pixels, max exc
 import numpy as np
 from scipy import ndimage
 
-# What boxes are drawn from, see `explain.saol_maps`: the best of the maps that SAOL alone gives on
-# digit_scenes, by the threshold that suits most training scenes (benchmarks/results/demo_cpu.json).
+# What boxes are drawn from, see `explain.saol_maps`: one of the two best maps that SAOL alone gives
+# on digit_scenes, and the threshold that training scenes suit (benchmarks/results/demo_cpu.json).
 BOX_MAP, BOX_THRESHOLD = "attended_evidence", 0.2
 
 # Diagonal neighbours touch, as in OpenCV's contours, on which the field's box metrics are built.
