@@ -122,6 +122,22 @@ def test_first_step_is_the_paper_written_out(monkeypatch):
   assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
 
 
+def test_label_smoothing_is_applied_before_mixing(monkeypatch):
+  """Every row is what NumPy makes of the two labels, the share pasted and the share smoothed."""
+  experiment = experiment_on(monkeypatch, 1, loss__label_smoothing=0.1, cutmix__prob=1.0)
+  batch = experiment.train[np.arange(16)]
+  keys = jax.random.split(jax.random.key(3))
+  prepared = steps._prepare(
+    experiment.config, experiment.info, experiment.mesh, experiment.put(batch), *keys
+  )
+  smoothed = 0.9 * np.eye(10)[batch["label"]] + 0.01
+  y_min, x_min, y_max, x_max = np.asarray(prepared["box"], np.float64).T
+  share = ((y_max - y_min) * (x_max - x_min) / 32**2)[:, None]
+  assert share.max() > 0.1
+  expected = (1 - share) * smoothed + share * smoothed.reshape(8, 2, 10)[:, ::-1].reshape(16, 10)
+  np.testing.assert_allclose(prepared["target"], expected, atol=1e-6)
+
+
 def test_ema_follows_parameters_and_statistics(monkeypatch):
   experiment = experiment_on(monkeypatch, 1)
   first, _ = run_steps(experiment, 1)
