@@ -13,6 +13,9 @@ WATCHING = (
   "checkpoint_every_steps",
   "eval_batch_size",
   "data.data_dir",
+  "data.threads",
+  "data.bad_in_evaluation",
+  "data.max_bad_fraction",
   "evaluate.checkpoint",
   "evaluate.split",
 )
@@ -31,6 +34,8 @@ _AT_LEAST_ZERO = (
   "num_train_steps",
   "model.norm_group",
   "data.crop_padding",
+  "data.image_size",
+  "data.threads",
   "loss.mask_weight",
   "loss.consistency_weight",
   "loss.distillation_weight",
@@ -84,11 +89,26 @@ def default_config() -> ml_collections.ConfigDict:
   cutmix.per_example = True  # a box for each image, or one for the whole batch
 
   config.data = data = ml_collections.ConfigDict()
-  data.name = "cifar100"  # digit_scenes, cifar10, cifar100
-  data.data_dir = ""  # where TFDS prepared it; empty: TFDS's default
+  data.name = "cifar100"  # digit_scenes, cifar10, cifar100; folder; a data set prepared by TFDS
+  data.data_dir = ""  # the folder of images, or where TFDS prepared it; empty: TFDS's default
   data.validation = 0.0  # share of train held out for evaluation during training; 0: use test
   data.flip = True  # mirror half of the training images
   data.crop_padding = 4  # pixels of black around a training image before it is cropped back
+  data.mean = ()  # of the three channels, as a share of 255; empty: the data set's, or ImageNet's
+  data.std = ()  # likewise
+  # What follows is for images that are decoded as they are read: folder, and TFDS but for CIFAR.
+  data.image_size = 0  # pixels a side
+  data.crop_area = (0.08, 1.0)  # of the random training crop: range of its share of the image
+  data.crop_aspect = (3 / 4, 4 / 3)  # likewise: range of its width / height
+  data.eval_crop = 0.875  # side of the centred crop of evaluation, of the shorter side; 0: all
+  data.max_bad_fraction = 0.001  # share of broken images above which training ends with a list
+  data.bad_in_evaluation = "fail"  # at a broken image; count: leave out of the score, and say so
+  data.threads = 0  # images decoded at once; 0: as many as there are cores
+  data.train_split = "train"  # TFDS's name of it, perhaps with a slice: train[:10%]
+  data.test_split = "auto"  # likewise; auto: test, or validation where test has no labels
+  data.image_field = "image"  # TFDS's name of the feature
+  data.label_field = "label"  # likewise
+  data.box_field = "auto"  # likewise; auto: bbox, objects/bbox, head_bbox or none
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = "sgd"  # sgd (Nesterov) or adamw
@@ -127,6 +147,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
   _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
   _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
+  _one_of("data.bad_in_evaluation", config.data.bad_in_evaluation, ("fail", "count"))
   for name in _AT_LEAST_ONE:
     _at_least(name, _get(config, name), 1)
   for name in _AT_LEAST_ZERO:
@@ -141,6 +162,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name in ("cutmix.alpha", "optimizer.learning_rate", "optimizer.decay_factor"):
     if not _get(config, name) > 0:
       raise UserError(f"{name}={_get(config, name)}; expected a positive number")
+  for name in ("data.eval_crop", "data.max_bad_fraction"):
+    if not 0 <= _get(config, name) <= 1:
+      raise UserError(f"{name}={_get(config, name)}; expected a share from 0 to 1")
+  _check_crop(config.data)
+  for name in ("data.mean", "data.std"):
+    _check_channels(name, _get(config, name))
   if not config.num_train_steps and not config.num_epochs > 0:
     raise UserError(
       f"num_epochs={config.num_epochs} and num_train_steps={config.num_train_steps}; "
@@ -195,6 +222,23 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, least: int) -> None:
   if not value >= least:
     raise UserError(f"{name}={value}; expected {least} or more")
+
+
+def _check_crop(data: ml_collections.ConfigDict) -> None:
+  for name, most in (("crop_area", 1), ("crop_aspect", float("inf"))):
+    value = tuple(data[name])
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+      raise UserError(
+        f"data.{name}={value}; expected two numbers, the lower first, above 0"
+        + (f" and at most {most}" if most == 1 else "")
+      )
+
+
+def _check_channels(name: str, value: tuple[float, ...]) -> None:
+  if len(value) not in (0, 3) or not all(0 < x <= 1 for x in value):
+    raise UserError(
+      f"{name}={tuple(value)}; expected three numbers above 0 and at most 1 (shares of 255), or ()"
+    )
 
 
 def _below_one(name: str, value: float) -> None:

@@ -11,7 +11,7 @@ import ml_collections
 
 from saol_jax.checkpoint import Checkpoints
 from saol_jax.config import resolve
-from saol_jax.data import ArraySource
+from saol_jax.data import Source
 from saol_jax.data.loader import padded_batches
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 def evaluate(
   experiment: Experiment,
   state: TrainState,
-  source: ArraySource,
+  source: Source,
   prefix: str,
   *,
   check_stop: Callable[[], None] = lambda: None,
@@ -63,6 +63,10 @@ def evaluate(
         done = min((number + 1) * experiment.eval_batch_size, len(source))
         logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
     sums = jax.device_get(sums)
+    left_out = len(source) - round(float(sums[experiment.heads[0]]["count"]))
+    if left_out:
+      results[f"{prefix}/broken_images"] = left_out
+      logger.warning("  %d of %d images are broken and not in the score", left_out, len(source))
     for head in experiment.heads:
       for score, value in classification_scores(sums[head]).items():
         results[f"{prefix}/{name}{head}_{score}"] = value

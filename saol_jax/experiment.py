@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from saol_jax.data import ArraySource, load_source
+from saol_jax.data import BadImages, Geometry, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel, create_model
@@ -24,6 +24,8 @@ from saol_jax.train_step import (
 )
 
 logger = logging.getLogger(__name__)
+
+_OF_BATCH = ("image", "label", "mask", "replaced")  # what the steps need
 
 
 class Experiment:
@@ -81,10 +83,16 @@ class Experiment:
     prefix = "ema_" if self.config.optimizer.ema_decay else ""
     return f"eval/{prefix}{self.heads[0]}_top1"
 
-  def source(self, split: str) -> ArraySource:
-    """Loads a split of the data set."""
+  def source(self, split: str) -> Source:
+    """Opens a split of the data set."""
     data = self.config.data
-    return load_source(data.name, split, data_dir=data.data_dir or None, validation=data.validation)
+    return load_source(
+      data.name,
+      split,
+      data_dir=data.data_dir or None,
+      validation=data.validation,
+      reading=_reading(data),
+    )
 
   def abstract_state(self) -> TrainState:
     """Shapes, types and shardings of the state, without computing it."""
@@ -95,22 +103,25 @@ class Experiment:
     )
 
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """What the steps need of a batch (image, label, mask), split over the devices."""
-    return put_batch(
-      self.mesh, {name: batch[name] for name in ("image", "label", "mask") if name in batch}
-    )
+    """What the steps need of a batch, split over the devices."""
+    return put_batch(self.mesh, {name: batch[name] for name in _OF_BATCH if name in batch})
 
   def compile(self) -> None:
     """Compiles both steps now rather than at their first call, for the sizes of the config."""
-    state, batch_size = self.abstract_state(), self.config.batch_size
-    shapes = {"image": (self.train.images.shape[1:], jnp.uint8), "label": ((), jnp.int32)}
-    batch, eval_batch = (
-      {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split_batch(self.mesh))
-        for name, (shape, dtype) in {**shapes, **more}.items()
+    state = self.abstract_state()
+    shapes = {"image": (self.train.image_shape, jnp.uint8), "label": ((), jnp.int32)}
+    replaced = {"replaced": ((), jnp.float32)} if self.config.data.image_size else {}
+    mask = {"mask": ((), jnp.float32)}
+
+    def abstract(size: int, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
+      sharding = split_batch(self.mesh)
+      return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in fields.items()
       }
-      for size, more in ((batch_size, {}), (self.eval_batch_size, {"mask": ((), jnp.float32)}))
-    )
+
+    batch = abstract(self.config.batch_size, shapes | replaced)
+    eval_batch = abstract(self.eval_batch_size, shapes | mask)
     self.train_step = self.train_step.lower(state, batch).compile()
     self.eval_step = self.eval_step.lower(state.variables, eval_batch).compile()
 
@@ -119,7 +130,7 @@ class Experiment:
 
   def _check_image_size(self) -> None:
     """Raises UserError where the last stage is too small to say anything of places."""
-    height, width = self.train.images.shape[1:3]
+    height, width = self.train.image_shape[:2]
     model = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
     stride = model.backbone.stage_strides[-1]
     cells = 2 if self.config.model.head == "saol" else 1
@@ -130,6 +141,27 @@ class Experiment:
         f"stride {stride}, so at least {cells * stride} x {cells * stride} are needed. Use a "
         "backbone with a smaller stride, or --config.model.last_stride=1"
       )
+
+
+def _reading(data: ml_collections.ConfigDict) -> Reading:
+  """How `config.data` wants images to be read."""
+  geometry = None
+  if data.image_size:
+    geometry = Geometry(
+      data.image_size, tuple(data.crop_area), tuple(data.crop_aspect), data.eval_crop
+    )
+  return Reading(
+    geometry=geometry,
+    bad_images=BadImages(data.max_bad_fraction, data.bad_in_evaluation),
+    threads=data.threads,
+    mean=tuple(data.mean),
+    std=tuple(data.std),
+    train_split=data.train_split,
+    test_split=data.test_split,
+    image_field=data.image_field,
+    label_field=data.label_field,
+    box_field=data.box_field,
+  )
 
 
 def create_configured(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from saol_jax.curves import draw_curves
-from saol_jax.data import ArraySource
+from saol_jax.data import Source
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
 from saol_jax.explain import saol_maps
@@ -27,7 +27,7 @@ _NUM_PICTURES = 16
 def finish(
   experiment: Experiment,
   state: TrainState,
-  source: ArraySource,
+  source: Source,
   records: list[dict[str, float]],
   workdir: pathlib.Path,
 ) -> str:
@@ -66,7 +66,7 @@ def finish(
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=_next_commands(workdir, with_maps, source.boxes is not None),
+    next_commands=_next_commands(workdir, with_maps, bool(len(source.boxed))),
   )
 
 
@@ -104,11 +104,13 @@ def _python() -> str:
 
 
 def _draw_examples(
-  experiment: Experiment, state: TrainState, source: ArraySource, path: pathlib.Path
+  experiment: Experiment, state: TrainState, source: Source, path: pathlib.Path
 ) -> None:
   """A grid of evaluation images with their maps and boxes."""
   chosen = np.random.default_rng(0).permutation(len(source))[:_NUM_PICTURES]
-  batch = source[np.sort(chosen)]
+  batch = dict(source[np.sort(chosen)])
+  whole = ~batch.pop("broken", np.zeros(len(chosen), bool))
+  batch = {name: values[whole] for name, values in batch.items()}
   variables = state.variables if state.ema is None else state.ema
 
   @jax.jit

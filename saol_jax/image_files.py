@@ -2,15 +2,17 @@
 
 import dataclasses
 import glob
+import io
 import os
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from saol_jax.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_EXIF_WITHIN = 65536  # bytes from the start in which cameras put their EXIF data
 
 
 class UnreadableImage(UserError):
@@ -80,14 +82,17 @@ def _walk(root: pathlib.Path) -> list[pathlib.Path]:
   return found
 
 
-def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> Image.Image:
+def read_image(
+  source: str | os.PathLike | bytes | np.ndarray | Image.Image, *, upright: bool = True
+) -> Image.Image:
   """An image as RGB.
 
-  A file is turned upright as its EXIF data says; an animation gives its first frame, transparency
-  is dropped, grey and palettes become RGB, 16 bits become 8.
+  An animation gives its first frame, transparency is dropped, grey and palettes become RGB, 16 bits
+  become 8.
 
   Args:
-    source: a path, an array (H, W, 3) uint8 or a PIL image.
+    source: a path, an encoded file, an array (H, W, 3) uint8 or a PIL image.
+    upright: turn a file as its EXIF data says.
 
   Raises:
     UnreadableImage: names the file or the shape, and the reason.
@@ -102,13 +107,27 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> Image.Im
   if isinstance(source, Image.Image):
     return _rgb(source)
   try:
-    with Image.open(source) as image:
-      return _rgb(ImageOps.exif_transpose(image))
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+      return _rgb(ImageOps.exif_transpose(image) if upright else image)
   except Exception as error:  # a broken file can end in any exception of its decoder
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
       reason = "not a picture of a kind that Pillow knows"
-    raise UnreadableImage(f"{printable(source)} cannot be read as an image: {reason}") from error
+    name = "it" if isinstance(source, bytes) else printable(source)
+    raise UnreadableImage(f"{name} cannot be read as an image: {reason}") from error
+
+
+def orientation(encoded: bytes) -> int:
+  """EXIF's orientation of an encoded image, 1 to 8; 1, upright, where it says nothing sensible."""
+  head = encoded[:_EXIF_WITHIN]
+  if not any(mark in head for mark in (b"Exif", b"eXIf", b"EXIF")):  # JPEG, PNG, WebP
+    return 1
+  try:
+    with Image.open(io.BytesIO(encoded)) as image:
+      value = image.getexif().get(ExifTags.Base.Orientation, 1)
+  except Exception:  # whoever decodes the image will say what is wrong with it
+    return 1
+  return value if value in range(1, 9) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

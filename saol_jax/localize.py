@@ -5,7 +5,7 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from saol_jax import explain
 from saol_jax.config import resolve
-from saol_jax.data import ArraySource
+from saol_jax.data import Source
 from saol_jax.data.augment import normalise
+from saol_jax.data.loader import padded_batches
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
@@ -94,13 +95,13 @@ def localize_workdir(
   state = restore_wanted(experiment, workdir)
   variables = state.variables if state.ema is None else state.ema
 
-  places = np.arange(len(threshold_source))
+  places = threshold_source.boxed
   if 0 < num_threshold_images < len(places):
-    places = np.linspace(0, len(places) - 1, num_threshold_images).round().astype(int)
+    places = places[np.linspace(0, len(places) - 1, num_threshold_images).round().astype(int)]
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
   chosen = box_scores(experiment, variables, threshold_source, names, places, threshold_split)
-  found = box_scores(experiment, variables, source, names, np.arange(len(source)), split)
+  found = box_scores(experiment, variables, source, names, source.boxed, split)
   results = {}
   for name in names:
     threshold = chosen[name].best_threshold()
@@ -115,7 +116,7 @@ def localize_workdir(
   facts = {
     "step": step,
     "split": split,
-    "num_images": len(source),
+    "num_images": len(source.boxed),
     "threshold_split": threshold_split,
     "num_threshold_images": len(places),
     "maps": results,
@@ -129,7 +130,7 @@ def localize_workdir(
   logger.info(
     "%s\nPercent of %d %s images; thresholds chosen on %d %s images.\nwritten to %s and .png",
     table(results),
-    len(source),
+    len(source.boxed),
     split,
     len(places),
     threshold_split,
@@ -145,7 +146,7 @@ def localize_workdir(
 def box_scores(
   experiment: Experiment,
   variables: Variables,
-  source: ArraySource,
+  source: Source,
   names: Sequence[str],
   places: np.ndarray,
   split: str,
@@ -166,7 +167,7 @@ def box_scores(
   predict = _make_predict(experiment, names)
   found = {name: BoxScores() for name in names}
   last_line = time.monotonic()
-  for batch in _batches(source, places, experiment.eval_batch_size):
+  for batch in padded_batches(source, experiment.eval_batch_size, places):
     put = experiment.put(batch)
     maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
     size = batch["image"].shape[1:3]
@@ -273,31 +274,21 @@ def _label_ranks(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
 
 
-def _batches(
-  source: ArraySource, places: np.ndarray, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """The examples at `places` in order, with a `mask` (B,) that is 0 where the last is padded."""
-  for start in range(0, len(places), batch_size):
-    chosen = places[start : start + batch_size]
-    mask = (np.arange(batch_size) < len(chosen)).astype(np.float32)
-    yield {**source[np.resize(chosen, batch_size)], "mask": mask}
-
-
 def _default_maps(experiment: Experiment) -> tuple[str, ...]:
   """All maps of one forward pass, and those by gradients on the last stage."""
 
   def stages(variables: Variables, images: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(experiment.model.merge(variables).backbone(images, train=False))
 
-  images = jax.ShapeDtypeStruct((1, *experiment.train.images.shape[1:]), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, *experiment.train.image_shape), jnp.float32)
   last = len(jax.eval_shape(stages, experiment.abstract_state().variables, images))
   names = explain.map_names(experiment.heads, last)
   return tuple(name for name in names if "gradcam" not in name or name.endswith(f"_{last}"))
 
 
-def _with_boxes(experiment: Experiment, split: str) -> ArraySource:
+def _with_boxes(experiment: Experiment, split: str) -> Source:
   source = experiment.source(split)
-  if source.boxes is None:
+  if not len(source.boxed):
     raise UserError(
       f"data.name={experiment.config.data.name!r} has no boxes, so nothing can be said of places; "
       "use a data set with boxes, such as digit_scenes"

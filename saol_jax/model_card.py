@@ -34,7 +34,7 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
     UserError: the folder cannot be written.
   """
   info = experiment.info
-  card = ModelCard(info.class_names, info.mean, info.std, experiment.train.images.shape[1:3])
+  card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
   path = pathlib.Path(workdir) / _MODEL_JSON
   try:
     temporary = path.with_suffix(".json.tmp")

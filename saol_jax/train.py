@@ -15,7 +15,7 @@ from clu import parameter_overview
 from saol_jax import workdir as workdirs
 from saol_jax.checkpoint import Checkpoints
 from saol_jax.config import resolve
-from saol_jax.data import ArraySource
+from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
 from saol_jax.distributed import replicated
 from saol_jax.errors import DivergedError, Stopped
@@ -87,7 +87,7 @@ class _Run:
   """
 
   experiment: Experiment
-  evaluation: ArraySource
+  evaluation: Source
   checkpoints: Checkpoints
   log: RunLog
   scored: dict[int, float]  # by step; what is in it has been evaluated

@@ -56,13 +56,14 @@ def make_init(
     key = jax.random.key(config.seed)
     variables = model.init(jax.random.fold_in(key, 0))
     watched = [*loss_weights(config), "gradient"]
+    counted = ["replaced"] if config.data.image_size else []  # images that may be broken
     return TrainState(
       step=jnp.int32(0),
       variables=variables,
       opt_state=optimizer.init(variables.params),
       ema=jax.tree.map(jnp.copy, variables) if config.optimizer.ema_decay else None,
       key=jax.random.fold_in(key, 1),
-      totals={name: jnp.float32(0) for name in ["steps", "loss", "top1", *watched]},
+      totals={name: jnp.float32(0) for name in ["steps", "loss", "top1", *watched, *counted]},
       bad_step={name: jnp.int32(0) for name in watched},
     )
 
@@ -166,7 +167,8 @@ def make_train_step(
   """The jitted step `(state, batch) -> (next state, metrics of this step)`.
 
   It donates the state: the old one cannot be used again. The batch holds `image` (B, H, W, 3) uint8
-  and `label` (B,) int32, split over the mesh; the metrics are the batch's means.
+  and `label` (B,) int32, and for encoded images `replaced` (B,) float32, split over the mesh. The
+  metrics are the batch's means, `replaced` its sum.
   """
   gradient_fn = jax.grad(make_loss_fn(config, model), has_aux=True)
   parts, chunk = config.optimizer.accumulate, examples_kept_together(config)
@@ -175,6 +177,7 @@ def make_train_step(
     key_augment, key_cutmix, key_dropout = jax.random.split(
       jax.random.fold_in(state.key, state.step), 3
     )
+    replaced = batch.get("replaced")
     batch = _prepare(config, info, mesh, batch, key_augment, key_cutmix)
     params, batch_stats = state.variables.params, state.variables.batch_stats
     gradients, (batch_stats, values) = mean_over_parts(
@@ -189,6 +192,8 @@ def make_train_step(
 
     step = state.step + 1
     values["gradient"] = optax.tree.norm(gradients)
+    if replaced is not None:
+      values["replaced"] = replaced.sum()
     state = state.replace(
       step=step,
       variables=variables,

@@ -1,18 +1,14 @@
 """From a source to batches: batch k is a pure function of (seed, k)."""
 
+import collections
+import concurrent.futures
 import functools
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from saol_jax.data.source import ArraySource
-
-Batch = Mapping[str, np.ndarray]
-
-_END = object()  # after the last item of `prefetch`; a StopIteration of `make` is an error
+from saol_jax.data.source import Batch, Source
 
 
 class Loader:
@@ -25,7 +21,7 @@ class Loader:
 
   def __init__(
     self,
-    source: ArraySource,
+    source: Source,
     batch_size: int,
     seed: int,
     *,
@@ -56,7 +52,8 @@ class Loader:
 
   def __getitem__(self, k: int) -> Batch:
     """Part of batch k that this process reads."""
-    return self._source[self.indices(k)]
+    first = k * self._batch_size + self._part.start
+    return self._source.sample(self.indices(k), self._seed, first)
 
 
 @functools.lru_cache(maxsize=2)
@@ -65,51 +62,52 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-def padded_batches(source: ArraySource, batch_size: int) -> Iterator[Batch]:
-  """Every example once, in order, with a `mask` (B,) that is 0 where the last batch is padded."""
-  for start in range(0, len(source), batch_size):
-    places = np.arange(start, start + batch_size)
-    real = places < len(source)
-    yield {**source[np.where(real, places, 0)], "mask": real.astype(np.float32)}
+def padded_batches(
+  source: Source, batch_size: int, examples: np.ndarray | None = None
+) -> Iterator[Batch]:
+  """Examples once each, in order, as evaluation sees them.
+
+  Args:
+    source: of the examples.
+    batch_size: B.
+    examples: (n,) which ones; None for all.
+
+  Yields:
+    Batches of B with a `mask` (B,) float32 that is 0 where the last one is padded, and where an
+    image is broken.
+  """
+  examples = np.arange(len(source)) if examples is None else examples
+
+  def make(start: int) -> Batch:
+    chosen = examples[start : start + batch_size]
+    batch = dict(source[np.resize(chosen, batch_size)])
+    real = (np.arange(batch_size) < len(chosen)) & ~batch.pop("broken", np.False_)
+    return batch | {"mask": real.astype(np.float32)}
+
+  yield from prefetch(make, range(0, len(examples), batch_size))
 
 
 def prefetch(
-  make: Callable[[int], Any], numbers: Iterator[int] | range, *, depth: int = 2
+  make: Callable[[int], Any], numbers: Iterable[int], *, depth: int = 2
 ) -> Iterator[Any]:
-  """Yields `make(number)` for each number, prepared in a thread, at most `depth` ahead.
+  """Yields `make(number)` for each number, in order, prepared by threads.
 
   An exception of `make` is raised where its item would have come.
+
+  Args:
+    make: may be called from several threads.
+    numbers: of the items.
+    depth: items in the making or waiting beside the one in use.
   """
-  items: queue.Queue = queue.Queue(depth)
-  closed = threading.Event()
-
-  def put(item) -> None:
-    while not closed.is_set():
-      try:
-        return items.put(item, timeout=0.1)
-      except queue.Full:
-        continue
-
-  def work() -> None:
+  with concurrent.futures.ThreadPoolExecutor(depth, thread_name_prefix="prefetch") as pool:
+    waiting = collections.deque()
     try:
       for number in numbers:
-        put((make(number), None))
-        if closed.is_set():
-          return
-      put((_END, None))
-    except Exception as error:
-      put((None, error))
-
-  thread = threading.Thread(target=work, name="prefetch", daemon=True)
-  thread.start()
-  try:
-    while True:
-      item, error = items.get()
-      if error is not None:
-        raise error
-      if item is _END:
-        return
-      yield item
-  finally:
-    closed.set()
-    thread.join()
+        waiting.append(pool.submit(make, number))
+        if len(waiting) > depth:
+          yield waiting.popleft().result()
+      while waiting:
+        yield waiting.popleft().result()
+    finally:
+      for future in waiting:
+        future.cancel()

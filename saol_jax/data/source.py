@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
 from saol_jax.errors import UserError
+
+IN_MEMORY = ("cifar10", "cifar100", "digit_scenes")  # data sets that are read whole
 
 # Not the run's seed: every run of a study must hold out the same examples.
 _HOLD_OUT_SEED = 20200619
@@ -26,9 +29,55 @@ class DatasetInfo:
   std: tuple[float, float, float]
 
 
+Batch = Mapping[str, np.ndarray]
+
+
+class Source(Protocol):
+  """Random access to the examples of one split.
+
+  A batch maps names to arrays of n examples:
+
+    image     (n, H, W, 3) uint8
+    label     (n,) int32, in [0, K)
+    box       (n, 4) int32, y_min, x_min, y_max, x_max in pixels of `image`, max exclusive; zeros
+              where unknown; absent where no example has one
+    replaced  (n,) float32, 1 where another example stands in for a broken one; only from `sample`,
+              and only of a source that decodes images as it reads them
+    broken    (n,) bool, where `image` means nothing; only from `source[indices]`, likewise
+
+  Attributes:
+    info: of the data set.
+    image_shape: (H, W, 3).
+    boxed: (m,) int64, the examples whose box is known, rising.
+  """
+
+  info: DatasetInfo
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """H, W, 3."""
+
+  @property
+  def boxed(self) -> np.ndarray:
+    """The examples whose box is known."""
+
+  def __len__(self) -> int:
+    """Number of examples."""
+
+  def __getitem__(self, indices: np.ndarray) -> Batch:
+    """The examples at `indices` (n,) as evaluation sees them: always the same."""
+
+  def sample(self, indices: np.ndarray, seed: int, place: int) -> Batch:
+    """The examples at `indices` (n,) as training sees them.
+
+    What is random on the host, the crop, is a function of `seed` and of the example's place in the
+    endless row of all epochs: `place` for the first, and one more for each that follows.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-  """A split that lives in memory.
+  """A split that lives in memory, see `Source`.
 
   Attributes:
     images: (N, H, W, 3) uint8.
@@ -56,15 +105,30 @@ class ArraySource:
       _check_array("boxes", self.boxes, (n, 4), np.int32)
       _check_boxes(self.boxes, *self.images.shape[1:3])
 
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """H, W, 3."""
+    return self.images.shape[1:]
+
+  @property
+  def boxed(self) -> np.ndarray:
+    """The examples whose box is known: all or none."""
+    return np.arange(0 if self.boxes is None else len(self))
+
   def __len__(self) -> int:
     return len(self.images)
 
-  def __getitem__(self, indices: np.ndarray) -> Mapping[str, np.ndarray]:
-    """The examples at `indices` (n,): image (n, H, W, 3) uint8, label (n,) int32, perhaps box."""
+  def __getitem__(self, indices: np.ndarray) -> Batch:
+    """The examples at `indices` (n,)."""
     batch = {"image": self.images[indices], "label": self.labels[indices]}
     if self.boxes is not None:
       batch["box"] = self.boxes[indices]
     return batch
+
+  def sample(self, indices: np.ndarray, seed: int, place: int) -> Batch:
+    """The same: nothing is random on the host."""
+    del seed, place
+    return self[indices]
 
 
 def held_out(labels: np.ndarray, share: float) -> np.ndarray:

@@ -109,10 +109,10 @@ def test_padded_batches_hold_each_example_once_in_order(size, batch_size):
 
 
 def prefetch_threads():
-  return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+  return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_prefetch_keeps_the_order_and_ends_its_thread():
+def test_prefetch_keeps_the_order_and_ends_its_threads():
   def make(number):
     time.sleep(0.002 * (number % 3))
     return number**2
@@ -129,11 +129,11 @@ def test_prefetch_runs_ahead_but_not_further_than_asked():
   items = prefetch(made.append, itertools.count(), depth=3)
   next(items)
   deadline = time.monotonic() + 5
-  while len(made) < 5 and time.monotonic() < deadline:
+  while len(made) < 4 and time.monotonic() < deadline:
     time.sleep(0.01)
   time.sleep(0.05)
-  # One given away, three in the queue, one in hand.
-  assert made == [0, 1, 2, 3, 4]
+  # One given away, three in the making or waiting.
+  assert sorted(made) == [0, 1, 2, 3]
   items.close()
 
 
@@ -159,11 +159,11 @@ def test_none_is_an_item_like_any_other():
   assert list(prefetch(lambda _: None, range(3))) == [None] * 3
 
 
-def test_closing_early_stops_the_thread():
+def test_closing_early_stops_the_threads():
   made = []
   items = prefetch(made.append, itertools.count())
   next(items)
-  assert len(prefetch_threads()) == 1
+  assert prefetch_threads()
   start = time.monotonic()
   items.close()
   assert time.monotonic() - start < 2

@@ -78,9 +78,9 @@ def test_held_out_takes_the_same_share_of_each_class_and_grows_with_the_share():
 
 
 def test_unknown_names_list_the_known_ones():
-  assert list_datasets() == ("cifar10", "cifar100", "digit_scenes")
-  with pytest.raises(UserError, match=r"data.name='mnist' .*cifar10, cifar100, digit_scenes"):
-    load_source("mnist", "train")
+  assert list_datasets() == ("cifar10", "cifar100", "digit_scenes", "folder")
+  with pytest.raises(UserError, match=r"data.name='cifar11' .*cifar10, cifar100, digit_scenes"):
+    load_source("cifar11", "train")
   with pytest.raises(UserError, match=r"split 'val' .*train, validation, test"):
     load_source("digit_scenes", "val")
 
@@ -372,7 +372,7 @@ def test_a_format_without_random_access_is_mended_by_the_printed_command(tmp_pat
   with pytest.raises(UserError, match=r"as tfrecord, which has no random access") as error:
     load_source("cifar10", "train", data_dir=str(root))
   command = str(error.value).partition("beside it with: ")[2]
-  assert command.startswith("python -m saol_jax.data.cifar ")
+  assert command.startswith("python -m saol_jax.data.prepared ")
 
   done = _run(shlex.split(command))
   assert done.returncode == 0, done.stderr
@@ -383,7 +383,7 @@ def test_a_format_without_random_access_is_mended_by_the_printed_command(tmp_pat
 
 
 def test_converting_something_else_is_refused(tmp_path):
-  done = _run([sys.executable, "-m", "saol_jax.data.cifar", str(tmp_path)])
+  done = _run([sys.executable, "-m", "saol_jax.data.prepared", str(tmp_path)])
   assert done.returncode == 2
   assert "holds no dataset_info.json" in done.stderr
   assert "Traceback" not in done.stderr
@@ -416,7 +416,7 @@ def test_without_data_dir_the_default_is_named(tmp_path, monkeypatch):
 
 def test_a_missing_shard_or_split_is_named(tmp_path):
   _miniature(tmp_path, "array_record", sizes=(("train", 10),))
-  with pytest.raises(UserError, match=r"no file of the split 'test' in"):
+  with pytest.raises(UserError, match=r"has no split 'test', only train"):
     load_source("cifar10", "test", data_dir=str(tmp_path))
   (shard,) = tmp_path.glob("cifar10/*/*train*")
   shard.unlink()

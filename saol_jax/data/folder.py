@@ -1,0 +1,179 @@
+"""A folder of images as a data set: `DIR/train/<class>/*` and `DIR/val/<class>/*`."""
+
+import csv
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from saol_jax.data.records import Read
+from saol_jax.errors import UserError
+from saol_jax.image_files import EXTENSIONS, orientation, printable
+
+logger = logging.getLogger(__name__)
+
+_FOLDERS = {"train": "train", "test": "val"}
+_BOXES = "boxes.csv"
+_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
+
+
+class FolderRecords:
+  """The image files of one split, sorted by path; see `Records` for the attributes.
+
+  The classes are the sorted names of the folders in `DIR/train` that hold an image, at any depth;
+  hidden files and folders are left out, and so are files without one of
+  `image_files.EXTENSIONS`. Images are turned upright as their EXIF data says: a photograph counts
+  as it is seen.
+
+  `DIR/boxes.csv`, where it exists, has the header `path,x_min,y_min,x_max,y_max`: paths relative to
+  DIR, pixels of the upright image, max exclusive, one line an image.
+  """
+
+  upright = True
+
+  def __init__(self, directory: str | os.PathLike, split: str):
+    """Lists the files; opens none but boxes.csv.
+
+    Args:
+      directory: DIR.
+      split: "train", or "test" for the images of `DIR/val`.
+
+    Raises:
+      UserError: a folder is missing or has no image, `val` has a class that `train` lacks, or
+        boxes.csv cannot be understood.
+    """
+    self._root = root = pathlib.Path(directory).expanduser()
+    files = {name: _list_classes(root, name) for name in ("train", _FOLDERS[split])}
+    self.class_names = tuple(sorted(files["train"]))
+    found = files[_FOLDERS[split]]
+    unknown = sorted(set(found) - set(self.class_names))
+    if unknown:
+      raise UserError(
+        f"{root / 'val'} has images of {len(unknown)} class(es) that {root / 'train'} lacks: "
+        f"{_shorten(unknown)}. A network cannot know them: add training images, or move those "
+        "folders away"
+      )
+    without = sorted(set(self.class_names) - set(found))
+    if without:
+      logger.warning("%s has no image of %s", root / _FOLDERS[split], _shorten(without))
+    self._paths = [path for name in self.class_names for path in found.get(name, ())]
+    counts = [len(found.get(name, ())) for name in self.class_names]
+    self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    by_path = _read_boxes(root / _BOXES)
+    self.has_boxes = bool(by_path)
+    unknown_box = (np.nan,) * 4
+    self.boxes = np.array([by_path.get(path, unknown_box) for path in self._paths], np.float32)
+    if by_path:
+      _warn_of_boxes_without_image(root, by_path.keys(), set(self._paths), _FOLDERS[split])
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def read(self, indices: np.ndarray) -> Read:
+    """The files at `indices` (n,)."""
+    records, orientations, failures = [], np.ones(len(indices), np.int32), {}
+    for place, index in enumerate(indices):
+      try:
+        record = (self._root / self._paths[index]).read_bytes()
+      except OSError as error:
+        record = b""
+        failures[place] = error.strerror or str(error)
+      else:
+        orientations[place] = orientation(record)
+      records.append(record)
+    return Read(records, orientations, failures)
+
+  def parse(self, record: Any) -> dict[str, Any]:
+    """The record is the image."""
+    return {"image": record}
+
+  def name(self, index: int) -> str:
+    """Its path."""
+    return str(self._root / self._paths[index])
+
+
+def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
+  """Class name to the sorted paths of its images, relative to the root; empty classes left out."""
+  folder = root / split
+  if not folder.is_dir():
+    raise UserError(
+      f"data.data_dir={str(root)!r} has no folder {split!r}; data.name='folder' expects "
+      "DIR/train/<class>/* and DIR/val/<class>/*"
+    )
+  classes, empty = {}, []
+  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    if entry.name.startswith(".") or not entry.is_dir():
+      continue
+    paths = sorted(_walk(entry.path))
+    if paths:
+      classes[entry.name] = [os.path.relpath(path, root) for path in paths]
+    else:
+      empty.append(entry.name)
+  if empty:
+    logger.warning("%s: no image in %s; left out", folder, _shorten(empty))
+  if not classes:
+    raise UserError(
+      f"{folder} holds no image; expected {folder}/<class>/* with one of {', '.join(EXTENSIONS)}"
+    )
+  return classes
+
+
+def _walk(folder: str) -> Iterator[str]:
+  """Paths of the image files at any depth."""
+  for entry in os.scandir(folder):
+    if entry.name.startswith("."):
+      continue
+    if entry.is_dir():
+      yield from _walk(entry.path)
+    elif entry.name.lower().endswith(EXTENSIONS):
+      yield entry.path
+
+
+def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, float]]:
+  """Path -> y_min, x_min, y_max, x_max; {} where there is no such file."""
+  if not path.exists():
+    return {}
+  boxes: dict[str, tuple[float, float, float, float]] = {}
+  first_line: dict[str, int] = {}
+  with path.open(newline="", encoding="utf-8-sig") as file:
+    rows = csv.reader(file)
+    header = [name.strip() for name in next(rows, [])]
+    if header != _HEADER:
+      raise UserError(f"{path} has the header {','.join(header)!r}, expected {','.join(_HEADER)!r}")
+    for row in filter(None, rows):
+      where = f"{path}, line {rows.line_num}"
+      try:
+        name, x_min, y_min, x_max, y_max = row[0], *map(float, row[1:])
+        valid = x_min < x_max and y_min < y_max
+      except (ValueError, TypeError):
+        valid = False
+      if not valid:
+        raise UserError(
+          f"{where}: {','.join(row)!r} is no box; expected a path and four numbers with "
+          "x_min < x_max and y_min < y_max, in pixels"
+        )
+      name = os.path.normpath(name.strip())
+      box = (y_min, x_min, y_max, x_max)
+      if boxes.setdefault(name, box) != box:
+        raise UserError(
+          f"{where}: another box of {printable(name)} stands on line {first_line[name]}; an image "
+          "has one box here: keep that of its main object, or one around all"
+        )
+      first_line.setdefault(name, rows.line_num)
+  return boxes
+
+
+def _warn_of_boxes_without_image(
+  root: pathlib.Path, with_box: Mapping, images: set[str], folder: str
+) -> None:
+  lost = [path for path in with_box if path.split(os.sep)[0] == folder and path not in images]
+  if lost:
+    logger.warning("%s: no image for %s", root / _BOXES, _shorten(lost))
+
+
+def _shorten(names: list[str], limit: int = 5) -> str:
+  shown = ", ".join(printable(name) for name in names[:limit])
+  return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,53 @@
+"""Where encoded images come from, as `encoded.EncodedSource` needs it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """n records as they are stored.
+
+  Attributes:
+    records: n; b"" where one could not be read.
+    orientations: (n,) int32, EXIF's 1 to 8: how each image is to be turned.
+    failures: place -> reason, of those that could not be read.
+  """
+
+  records: list[bytes]
+  orientations: np.ndarray
+  failures: Mapping[int, str]
+
+
+class Records(Protocol):
+  """Random access to encoded images.
+
+  Attributes:
+    class_names: K names, by label.
+    labels: (N,) int32; None where they are known only once a record is decoded.
+    boxes: (N, 4) float32, y_min, x_min, y_max, x_max in pixels of the upright original, max
+      exclusive, NaN where unknown; None where they are known only once a record is decoded.
+    has_boxes: some example may have one.
+    upright: images are turned as their EXIF data says.
+  """
+
+  class_names: tuple[str, ...]
+  labels: np.ndarray | None
+  boxes: np.ndarray | None
+  has_boxes: bool
+  upright: bool
+
+  def __len__(self) -> int:
+    """Number of examples."""
+
+  def read(self, indices: np.ndarray) -> Read:
+    """The records at `indices` (n,); may be called from several threads."""
+
+  def parse(self, record: Any) -> dict[str, Any]:
+    """A record as a TensorFlow string to `image`, and perhaps `label` and `box`: see `Decoder`."""
+
+  def name(self, index: int) -> str:
+    """What a person finds the example by: the path of its file, or its place in the split."""

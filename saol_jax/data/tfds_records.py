@@ -1,0 +1,143 @@
+"""TFDS image classification data sets, prepared in ArrayRecord, as encoded images."""
+
+from typing import Any
+
+import numpy as np
+
+from saol_jax.data.prepared import check_split, import_tfds, open_prepared
+from saol_jax.data.records import Read
+from saol_jax.errors import UserError
+from saol_jax.tensorflow_cpu import import_tensorflow
+
+_BOX_FIELDS = ("bbox", "objects/bbox", "head_bbox")
+# What holds a picture's name, where a data set keeps it.
+_NAME_FIELDS = ("file_name", "image/filename", "image/file_name")
+
+
+class TfdsRecords:
+  """One split of a prepared data set, in stored order; see `Records` for the attributes.
+
+  Records are read as serialised examples, whole batches at a time, and parsed by TensorFlow beside
+  the decoding: TFDS's own parser, `as_data_source` with SkipDecoding, works example by example in
+  Python. EXIF data is not looked at: published scores and boxes are for the pixels as stored.
+  """
+
+  labels = None
+  boxes = None
+  upright = False
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    train_split: str = "train",
+    test_split: str = "auto",
+    image_field: str = "image",
+    label_field: str = "label",
+    box_field: str = "auto",
+  ):
+    """Opens a split.
+
+    Args:
+      name: TFDS's name, perhaps with config and version.
+      split: "train" or "test".
+      data_dir: the TFDS folder that holds it; None for TFDS's default.
+      train_split, test_split: TFDS's names for them, perhaps with slices; "auto" is "test" if there
+        is one, else "validation". ImageNet's test images have no labels: there "validation".
+      image_field, label_field: names of the features; parts of a nested one are joined by "/".
+      box_field: name of the box feature; "auto" for the first that there is of "bbox",
+        "objects/bbox" and "head_bbox"; "" for none. Of several boxes the largest counts.
+
+    Raises:
+      UserError: the data set, the split or a feature is not there, or is of another kind.
+    """
+    tfds = import_tfds()
+    builder = open_prepared(name, data_dir)
+    features = builder.info.features
+    self._name, self._split = builder.info.name, train_split
+    if split == "test":
+      self._split = _test_split(builder) if test_split == "auto" else test_split
+    check_split(builder, self._split)
+    self._tf = import_tensorflow()
+
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    self._fields = {"image": image_field, "label": label_field}
+    for what, field in self._fields.items():
+      if not isinstance(_feature(features, field), kinds[what]):
+        raise UserError(
+          f"data.{what}_field={field!r} is no {kinds[what].__name__} feature of {name}, which has "
+          f"{', '.join(features)}; set --config.data.{what}_field"
+        )
+    self.class_names = tuple(_feature(features, label_field).names)
+    if box_field == "auto":
+      box_field = next((field for field in _BOX_FIELDS if _feature(features, field)), "")
+    elif box_field and _feature(features, box_field) is None:
+      raise UserError(
+        f"data.box_field={box_field!r} is no feature of {name}: {', '.join(features)}"
+      )
+    self.has_boxes = bool(box_field)
+    if box_field:
+      self._fields["box"] = box_field
+    self._name_field = next((field for field in _NAME_FIELDS if _feature(features, field)), None)
+    self._source = builder.as_data_source(
+      self._split,
+      file_format="array_record",
+      deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+    )
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, indices: np.ndarray) -> Read:
+    """The serialised examples at `indices` (n,)."""
+    records = list(self._source.__getitems__(indices.tolist()))
+    return Read(records, np.ones(len(indices), np.int32), {})
+
+  def parse(self, record: Any) -> dict[str, Any]:
+    """A serialised tf.train.Example to its image, label and box."""
+    tf = self._tf
+    kinds = {
+      "image": tf.io.FixedLenFeature([], tf.string),
+      "label": tf.io.FixedLenFeature([], tf.int64),
+      "box": tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True),
+    }
+    specification = {field: kinds[what] for what, field in self._fields.items()}
+    example = tf.io.parse_single_example(record, specification)
+    row = {what: example[field] for what, field in self._fields.items()}
+    if "box" in row:
+      row["box"] = _largest_box(tf, row["box"])
+    return row
+
+  def name(self, index: int) -> str:
+    """Its file's name, where the data set keeps it, and its place in the split."""
+    place = f"example {index} of {self._name}, split {self._split!r}"
+    if self._name_field is None:
+      return place
+    kind = {self._name_field: self._tf.io.FixedLenFeature([], self._tf.string)}
+    example = self._tf.io.parse_single_example(self._source[index], kind)
+    return f"{example[self._name_field].numpy().decode(errors='replace')} ({place})"
+
+
+def _test_split(builder) -> str:
+  if "test" in builder.info.splits and not builder.info.name.startswith("imagenet2012"):
+    return "test"
+  return "validation"
+
+
+def _feature(features, field: str):
+  """A feature by its path; None where there is none."""
+  for part in field.split("/"):
+    features = getattr(features, "feature", features)  # of a sequence, what it repeats
+    if part not in (features if hasattr(features, "keys") else ()):
+      return None
+    features = features[part]
+  return features
+
+
+def _largest_box(tf, values):
+  """(4 m,) shares of the image, y_min, x_min, y_max, x_max each, to (4,); NaN where m is 0."""
+  boxes = tf.concat([tf.reshape(values, [-1, 4]), tf.fill([1, 4], float("nan"))], 0)
+  areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+  return boxes[tf.argmax(tf.where(tf.math.is_nan(areas), -1.0, areas))]
