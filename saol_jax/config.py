@@ -34,6 +34,11 @@ _AT_LEAST_ZERO = (
   "num_train_steps",
   "model.norm_group",
   "data.crop_padding",
+  "data.brightness",
+  "data.contrast",
+  "data.saturation",
+  "data.lighting",
+  "data.randaugment_layers",
   "data.image_size",
   "data.threads",
   "loss.mask_weight",
@@ -88,12 +93,23 @@ def default_config() -> ml_collections.ConfigDict:
   cutmix.alpha = 1.0  # of the Beta(alpha, alpha) that draws the area
   cutmix.per_example = True  # a box for each image, or one for the whole batch
 
+  config.mixup = mixup = ml_collections.ConfigDict()
+  mixup.prob = 0.0  # probability that an image which CutMix left alone is blended; 0: no mixup
+  mixup.alpha = 0.2  # of the Beta(alpha, alpha) that draws the partner's share
+
   config.data = data = ml_collections.ConfigDict()
   data.name = "cifar100"  # digit_scenes, cifar10, cifar100; folder; a data set prepared by TFDS
   data.data_dir = ""  # the folder of images, or where TFDS prepared it; empty: TFDS's default
   data.validation = 0.0  # share of train held out for evaluation during training; 0: use test
   data.flip = True  # mirror half of the training images
   data.crop_padding = 4  # pixels of black around a training image before it is cropped back
+  data.brightness = 0.0  # a factor within 1 +- this, drawn for each training image; 0: off
+  data.contrast = 0.0  # likewise
+  data.saturation = 0.0  # likewise
+  data.lighting = 0.0  # std of the colour drawn along ImageNet's principal components; 0: off
+  data.erasing = 0.0  # share of the training images that lose a rectangle
+  data.randaugment_layers = 0  # operations of RandAugment an image; 0: off
+  data.randaugment_magnitude = 9.0  # their strength, 0 to 10
   data.mean = ()  # of the three channels, as a share of 255; empty: the data set's, or ImageNet's
   data.std = ()  # likewise
   # What follows is for images that are decoded as they are read: folder, and TFDS but for CIFAR.
@@ -157,9 +173,14 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name in ("model.kernel_size", "model.lateral_kernel_size"):
     if _get(config, name) < 1 or _get(config, name) % 2 == 0:
       raise UserError(f"{name}={_get(config, name)}; expected an odd number, such as 1 or 3")
-  if not 0 <= cutmix.prob <= 1:
-    raise UserError(f"cutmix.prob={cutmix.prob}; expected a probability from 0 to 1")
-  for name in ("cutmix.alpha", "optimizer.learning_rate", "optimizer.decay_factor"):
+  for name in ("cutmix.prob", "mixup.prob", "data.erasing"):
+    if not 0 <= _get(config, name) <= 1:
+      raise UserError(f"{name}={_get(config, name)}; expected a probability from 0 to 1")
+  if not 0 <= config.data.randaugment_magnitude <= 10:
+    raise UserError(
+      f"data.randaugment_magnitude={config.data.randaugment_magnitude}; expected 0 to 10"
+    )
+  for name in ("cutmix.alpha", "mixup.alpha", "optimizer.learning_rate", "optimizer.decay_factor"):
     if not _get(config, name) > 0:
       raise UserError(f"{name}={_get(config, name)}; expected a positive number")
   for name in ("data.eval_crop", "data.max_bad_fraction"):

@@ -38,14 +38,14 @@ def sample_boxes(
   key_mixed, key_lambda, key_y, key_x = jax.random.split(key, 4)
   draws = (batch_size if per_example else 1,)
   mixed = jax.random.bernoulli(key_mixed, prob, draws)
-  side = jnp.sqrt(1.0 - _symmetric_beta(key_lambda, alpha, draws))
+  side = jnp.sqrt(1.0 - symmetric_beta(key_lambda, alpha, draws))
   y_min, y_max = _interval(key_y, side, height)
   x_min, x_max = _interval(key_x, side, width)
   boxes = jnp.stack([y_min, x_min, y_max, x_max], axis=-1) * mixed[:, None].astype(jnp.int32)
   return jnp.broadcast_to(boxes, (batch_size, 4))
 
 
-def _symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
+def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
   """Draws from Beta(alpha, alpha)."""
   if alpha == 1:  # uniform, and without the rejection loops that a device would have to wait for
     return jax.random.uniform(key, shape)

@@ -16,6 +16,7 @@ from saol_jax.data.loader import padded_batches
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 from saol_jax.metrics import classification_scores
+from saol_jax.model_card import check_classes
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import TrainState
 from saol_jax.workdir import check_config
@@ -101,6 +102,7 @@ def evaluate_workdir(
   experiment = Experiment(config)
   wanted = config.evaluate.checkpoint
   split = experiment.eval_split if config.evaluate.split == "auto" else config.evaluate.split
+  check_classes(experiment.info, workdir)
   source = experiment.source(split)
 
   state = restore_wanted(experiment, workdir)

@@ -193,7 +193,7 @@ def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:
     (devices, f"the {devices} devices"),
     (parts, f"optimizer.accumulate={parts}"),
     (group or 1, f"model.norm_group={group}"),
-    (2 if config.cutmix.prob else 1, "CutMix's pairs"),
+    (2 if config.cutmix.prob or config.mixup.prob else 1, "CutMix's or mixup's pairs"),
     (parts * examples_kept_together(config), "pairs and norm groups in each accumulated part"),
   ):
     if size % divisor:

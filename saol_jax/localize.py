@@ -26,6 +26,7 @@ from saol_jax.evaluate import restore_wanted
 from saol_jax.experiment import Experiment
 from saol_jax.localization import resize_maps
 from saol_jax.model import Variables
+from saol_jax.model_card import check_classes
 from saol_jax.report import DPI, GREY, INK, PALE, save
 from saol_jax.train_step import head_log_probs
 from saol_jax.workdir import check_config
@@ -90,6 +91,7 @@ def localize_workdir(
       "one: validation (with data.validation above 0) or train"
     )
   experiment = Experiment(config)
+  check_classes(experiment.info, workdir)
   names = tuple(maps) or _default_maps(experiment)
   source, threshold_source = (_with_boxes(experiment, name) for name in (split, threshold_split))
   state = restore_wanted(experiment, workdir)

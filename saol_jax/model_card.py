@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+from saol_jax.data import DatasetInfo
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 
@@ -31,9 +32,10 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   """Writes what `load` needs beside config and checkpoints, so that it needs no data set.
 
   Raises:
-    UserError: the folder cannot be written.
+    UserError: the run was begun with other classes, or the folder cannot be written.
   """
   info = experiment.info
+  check_classes(info, workdir)
   card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
   path = pathlib.Path(workdir) / _MODEL_JSON
   try:
@@ -45,6 +47,25 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
       f"--workdir={path.parent} cannot be written: {error.strerror}; choose a folder that you may "
       "write to, on a disk with free space"
     ) from error
+
+
+def check_classes(info: DatasetInfo, workdir: str | os.PathLike) -> None:
+  """Raises UserError where a run was trained with other classes than a data set has now.
+
+  A label is a place in the sorted list of classes: with a folder added or renamed, the labels of a
+  trained network would mean others.
+  """
+  if not (pathlib.Path(workdir) / _MODEL_JSON).exists():
+    return
+  before, now = read_model_json(workdir).class_names, info.class_names
+  if before == now:
+    return
+  gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+  raise UserError(
+    f"{workdir} was trained on {len(before)} classes, and the data set has {len(now)} now; gone: "
+    f"{', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}. Restore the data set, "
+    "or train in another --workdir"
+  )
 
 
 def read_model_json(workdir: str | os.PathLike) -> ModelCard:

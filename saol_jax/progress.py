@@ -1,8 +1,14 @@
 """How fast a run goes and how long it will take, with pauses left out."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+_STARVING = 0.1  # share of the time; above it the accelerator is worth feeding better
+_LINES_IN_A_ROW = 3
 
 
 class Chrono:
@@ -18,7 +24,8 @@ class Chrono:
     """
     self._num_steps, self._batch_size = num_train_steps, batch_size
     self._start = time.monotonic() - elapsed
-    self._mark, self._mark_step, self._paused = None, 0, 0.0
+    self._mark, self._mark_step, self._paused, self._waited = None, 0, 0.0, 0.0
+    self._starved_lines, self._warned = 0, False
 
   @property
   def elapsed(self) -> float:
@@ -27,7 +34,8 @@ class Chrono:
 
   def begin(self, step: int) -> None:
     """Starts an interval at `step`."""
-    self._mark, self._mark_step, self._paused = time.monotonic(), step, 0.0
+    self._mark, self._mark_step = time.monotonic(), step
+    self._paused = self._waited = 0.0
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
@@ -36,13 +44,37 @@ class Chrono:
     yield
     self._paused += time.monotonic() - start
 
-  def lap(self, step: int) -> tuple[float, float]:
-    """Ends the interval and starts the next: images a second, and seconds of training left."""
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Time inside is spent waiting for data."""
+    start = time.monotonic()
+    yield
+    self._waited += time.monotonic() - start
+
+  def lap(self, step: int) -> tuple[float, float, float]:
+    """Ends the interval and starts the next.
+
+    Warns, once, when three intervals in a row had to wait for data for a tenth of their time.
+
+    Returns:
+      Images a second, the share of the time that was spent waiting for data, and the seconds of
+      training that are left.
+    """
     seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
     rate = (step - self._mark_step) * self._batch_size / seconds
     left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
+    waited = min(self._waited / seconds, 1.0)
+    self._starved_lines = self._starved_lines + 1 if waited > _STARVING else 0
+    if self._starved_lines >= _LINES_IN_A_ROW and not self._warned:
+      self._warned = True
+      logger.warning(
+        "Training waits for data for %.0f %% of the time. What helps: a copy with smaller images "
+        "(python -m saol_jax.data.resize), data on a local disk, more cores for this process, a "
+        "smaller data.image_size",
+        100 * waited,
+      )
     self.begin(step)
-    return rate, left
+    return rate, waited, left
 
 
 def clock(seconds: float) -> str:

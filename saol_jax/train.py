@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
 from saol_jax.distributed import replicated
-from saol_jax.errors import DivergedError, Stopped
+from saol_jax.errors import DivergedError, Stopped, UserError
 from saol_jax.evaluate import describe, evaluate
 from saol_jax.experiment import Experiment
 from saol_jax.finish import finish
@@ -125,11 +126,22 @@ class _Run:
 
         if step == last_step:
           return state
-        state, metrics = self.experiment.train_step(state, next(batches))
+        state, metrics = self.experiment.train_step(state, self._next(batches, state, chrono))
         step += 1
         in_flight.append(metrics["loss"])
         if len(in_flight) > _STEPS_IN_FLIGHT:
           in_flight.popleft().block_until_ready()
+
+  def _next(self, batches: Iterator, state: TrainState, chrono: Chrono) -> dict[str, jax.Array]:
+    """The next batch; what is trained so far is saved if the data cannot be read any more."""
+    try:
+      with chrono.waiting():
+        return next(batches)
+    except UserError:
+      _check_finite(state)
+      self.checkpoints.save(state)
+      self.checkpoints.wait()
+      raise
 
   def _evaluate(self, state: TrainState, step: int, last_step: int, chrono: Chrono) -> None:
     """Scores a state; the last one on the test split too, if another split was used so far."""
@@ -197,7 +209,9 @@ def _log_progress(
   means = {name: total / steps for name, total in totals.items()}
   parts = {name: means[name] for name in loss_weights(experiment.config)}
   rate = float(experiment.schedule(jnp.int32(step - 1)))
-  images_per_second, left = chrono.lap(step)
+  images_per_second, waited, left = chrono.lap(step)
+  # Counted, not averaged: images that stood in for broken ones.
+  replaced = {"train/replaced_images": totals.pop("replaced")} if "replaced" in totals else {}
   log.write(
     step,
     {
@@ -206,12 +220,14 @@ def _log_progress(
       "train/top1": means["top1"],
       "train/gradient_norm": means["gradient"],
       "train/learning_rate": rate,
+      **replaced,
       "time/images_per_second": images_per_second,
+      "time/data_wait_share": waited,
       "time/elapsed_seconds": chrono.elapsed,
     },
   )
   logger.info(
-    "step %*d/%d %5.1f %%  loss %.3f (%s)  lr %.2e  %.0f images/s  %s left",
+    "step %*d/%d %5.1f %%  loss %.3f (%s)  lr %.2e  %.0f images/s%s  %s left",
     len(str(experiment.num_train_steps)),
     step,
     experiment.num_train_steps,
@@ -220,6 +236,7 @@ def _log_progress(
     " ".join(f"{name} {value:.3f}" for name, value in parts.items()),
     rate,
     images_per_second,
+    f" (waited for data {100 * waited:.0f} %)" if waited >= 0.01 else "",
     clock(left),
   )
   # A buffer each: the step donates them.

@@ -12,9 +12,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from saol_jax import cutmix, losses
+from saol_jax import cutmix, losses, mixup
 from saol_jax.accumulation import Batch, mean_over_parts
-from saol_jax.data.augment import flip_and_crop, normalise
+from saol_jax.data.augment import augment, normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.metrics import classification_sums
@@ -243,8 +243,8 @@ def head_log_probs(output: ModelOutput, head: str) -> jax.Array:
 
 
 def examples_kept_together(config: ml_collections.ConfigDict) -> int:
-  """Consecutive examples that belong together: CutMix pairs and batch-norm groups."""
-  pair = 2 if config.cutmix.prob else 1
+  """Consecutive examples that belong together: pairs to mix and batch-norm groups."""
+  pair = 2 if config.cutmix.prob or config.mixup.prob else 1
   return math.lcm(pair, config.model.norm_group or 1)
 
 
@@ -255,10 +255,7 @@ def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
     image, mixed: (B, H, W, 3) float32, normalised, before and after mixing.
     target: (B, K), mixed labels. box: (B, 4), what was pasted, in pixels.
   """
-  images = flip_and_crop(
-    key_augment, batch["image"], flip=config.data.flip, padding=config.data.crop_padding
-  )
-  images = normalise(images, info.mean, info.std)
+  images = augment(key_augment, batch["image"], config.data, mean=info.mean, std=info.std)
   smoothing, num_classes = config.loss.label_smoothing, len(info.class_names)
   targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
   targets = (1 - smoothing) * targets + smoothing / num_classes
@@ -276,6 +273,16 @@ def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
     mixed, targets = cutmix.mix(images, targets, boxes)
   else:
     mixed = images
+  if config.mixup.prob:
+    shares = mixup.sample_shares(
+      jax.random.fold_in(key_cutmix, 1),
+      len(images),
+      alpha=config.mixup.alpha,
+      prob=config.mixup.prob,
+    )
+    shares = jax.lax.with_sharding_constraint(shares, replicated(mesh))
+    pasted = boxes[:, 2] > boxes[:, 0]
+    mixed, targets = mixup.blend(mixed, targets, jnp.where(pasted, 0.0, shares))
   return {"image": images, "mixed": mixed, "target": targets, "box": boxes}
 
 

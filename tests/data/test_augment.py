@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from configs.digits_saol import get_config
+from saol_jax.data import augment as lib
 from saol_jax.data.augment import flip_and_crop, normalise
 
 augment = jax.jit(flip_and_crop, static_argnames=("flip", "padding"))
@@ -113,3 +116,187 @@ def test_normalise_equals_numpy_by_channel():
   result = normalise(jnp.asarray(images), mean, std)
   assert result.dtype == jnp.float32
   np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_without_padding_a_flip_is_all():
+  images = np.random.default_rng(0).integers(0, 256, (64, 4, 5, 3), dtype=np.uint8)
+  results = np.asarray(augment(jax.random.key(1), images, flip=True, padding=0))
+  mirrored = [
+    (result == image[:, ::-1]).all() for image, result in zip(images, results, strict=True)
+  ]
+  kept = [(result == image).all() for image, result in zip(images, results, strict=True)]
+  assert np.all(np.array(mirrored) ^ np.array(kept))
+  assert 16 < sum(mirrored) < 48
+  assert results.dtype == np.uint8
+
+
+# Colour
+
+
+@pytest.fixture(scope="module")
+def photos():
+  """Smooth coloured images with all brightnesses, uint8."""
+  rng = np.random.default_rng(0)
+  small = rng.integers(0, 256, (8, 5, 4, 3), dtype=np.uint8)
+  return np.stack(
+    [np.asarray(Image.fromarray(x).resize((24, 20), Image.Resampling.BICUBIC)) for x in small]
+  )
+
+
+def pillow(change, photos, factor):
+  return np.stack([np.asarray(change(Image.fromarray(x)).enhance(factor)) for x in photos])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0, 1.7])
+@pytest.mark.parametrize(
+  ("ours", "enhance", "tolerance"),
+  [
+    (lib._brighten, ImageEnhance.Brightness, 1.01),
+    (lib._contrast, ImageEnhance.Contrast, 2.01),  # Pillow rounds the mean
+    (lib._saturate, ImageEnhance.Color, 2.01),  # and the grey
+    (lib._sharpen, ImageEnhance.Sharpness, 2.01),
+  ],
+)
+def test_enhancements_are_pillows(photos, factor, ours, enhance, tolerance):
+  result = np.asarray(ours(jnp.asarray(photos, jnp.float32), factor))
+  assert np.abs(result - pillow(enhance, photos, factor)).max() < tolerance
+  if factor == 1:
+    np.testing.assert_allclose(result, photos, atol=1e-3)
+
+
+def test_smooth_is_pillows_filter(photos):
+  ours = np.asarray(lib._sharpen(jnp.asarray(photos, jnp.float32), 0.0))
+  reference = [np.asarray(Image.fromarray(x).filter(ImageFilter.SMOOTH)) for x in photos]
+  assert np.abs(ours - np.stack(reference)).max() <= 1
+
+
+@pytest.mark.parametrize(
+  ("name", "strength", "change"),
+  [
+    ("auto_contrast", 0.9, ImageOps.autocontrast),
+    ("invert", 0.9, ImageOps.invert),
+    ("posterize", 0.9, lambda image: ImageOps.posterize(image, 5)),
+    ("posterize", 1.0, lambda image: ImageOps.posterize(image, 4)),
+    ("posterize", 0.0, lambda image: ImageOps.posterize(image, 8)),
+    ("solarize", 0.75, lambda image: ImageOps.solarize(image, 64)),
+    ("solarize", 0.0, lambda image: ImageOps.solarize(image, 256)),
+    ("identity", 0.9, lambda image: image),
+  ],
+)
+def test_operations_are_pillows(photos, name, strength, change):
+  ours = lib.RAND_AUGMENT[name](jnp.asarray(photos, jnp.float32), strength)
+  reference = np.stack([np.asarray(change(Image.fromarray(x))) for x in photos])
+  assert np.abs(np.asarray(ours) - reference).max() <= 1
+
+
+def test_solarize_add_brightens_the_dark_half(photos):
+  x = photos.astype(int)
+  expected = np.where(x < 128, np.minimum(x + 55, 255), x)
+  ours = lib.RAND_AUGMENT["solarize_add"](jnp.asarray(photos, jnp.float32), 0.5)
+  np.testing.assert_array_equal(np.asarray(ours), expected)
+
+
+def test_auto_contrast_of_one_colour_is_that_colour():
+  plain = jnp.full((1, 4, 4, 3), 77.0)
+  np.testing.assert_array_equal(lib.RAND_AUGMENT["auto_contrast"](plain, 0.5), plain)
+
+
+def test_colour_jitter_draws_factors_of_its_range_for_each_image(photos):
+  plain = np.full((2000, 1, 1, 3), 100, np.uint8)
+  jitter = jax.jit(lib.colour_jitter, static_argnames=("brightness", "contrast", "saturation"))
+  options = {"contrast": 0.0, "saturation": 0.0}
+  factors = np.asarray(jitter(jax.random.key(0), plain, brightness=0.4, **options))[:, 0, 0] / 100
+  np.testing.assert_array_equal(factors[:, 0], factors[:, 2])
+  assert 0.6 <= factors.min() < 0.61
+  assert 1.39 < factors.max() <= 1.4
+  assert abs(factors.mean() - 1) < 0.02
+  strong = np.asarray(jitter(jax.random.key(0), plain, brightness=3.0, **options))
+  assert strong.min() < 5  # factors from 0, not from -2
+  assert strong.max() == 255
+  # In order: brightness, contrast, saturation, each with a factor of its own.
+  result = jitter(jax.random.key(1), photos, brightness=0.4, contrast=0.4, saturation=0.4)
+  expected = jnp.asarray(photos, jnp.float32)
+  for number, change in enumerate((lib._brighten, lib._contrast, lib._saturate)):
+    key = jax.random.fold_in(jax.random.key(1), number)
+    factor = jax.random.uniform(key, (8,), minval=0.6, maxval=1.4)
+    expected = change(expected, factor[:, None, None, None])
+  np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+def test_lighting_has_the_covariance_of_its_components():
+  grey = np.full((20_000, 1, 1, 3), 128, np.uint8)
+  result = np.asarray(jax.jit(lib.pca_lighting)(jax.random.key(0), grey, std=0.1))[:, 0, 0] - 128
+  vectors, values = np.array(lib._LIGHTING_VECTORS), np.array(lib._LIGHTING_VALUES)
+  expected = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
+  assert np.abs(np.cov(result.T) - expected).max() < 0.03 * expected.max()
+  assert np.abs(result.mean(0)).max() < 0.1
+  np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-3)
+
+
+def test_erasing_blanks_one_rectangle_of_the_stated_size():
+  height, width = 40, 60
+  images = np.ones((1000, height, width, 1), np.float32)
+  erased = (
+    np.asarray(jax.jit(lib.random_erasing)(jax.random.key(0), images, prob=0.25))[..., 0] == 0
+  )
+  hit = erased.any((1, 2))
+  assert 200 < hit.sum() < 300
+  shares, aspects = [], []
+  for mask in erased[hit]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert mask.sum() == len(rows) * len(columns)
+    shares.append(mask.mean())
+    aspects.append(len(rows) / len(columns))
+  assert 0.015 < min(shares) < 0.05
+  assert 0.28 < max(shares) < 0.34
+  assert min(aspects) < 0.5 < 2 < max(aspects)
+  assert np.ptp([np.flatnonzero(mask.any(1))[0] for mask in erased[hit]]) > 0
+
+
+def test_rand_augment_applies_each_operation_as_often(photos):
+  image = np.broadcast_to(photos[:1], (600, *photos.shape[1:]))
+  run = jax.jit(lib.rand_augment, static_argnames=("layers", "magnitude"))
+  results = np.asarray(run(jax.random.key(0), image, layers=1, magnitude=9.0))
+  one = jnp.asarray(photos[:1], jnp.float32)
+  single = {name: np.asarray(op(one, 0.9))[0] for name, op in lib.RAND_AUGMENT.items()}
+  counts = dict.fromkeys(single, 0)
+  for result in results:
+    (name,) = [name for name, x in single.items() if np.abs(result - x).max() < 1e-2]
+    counts[name] += 1
+  assert min(counts.values()) > 35
+  assert max(counts.values()) < 90
+  twice = np.asarray(run(jax.random.key(0), image, layers=2, magnitude=9.0))
+  assert np.abs(twice - results).max() > 10
+  assert twice.min() >= 0
+  assert twice.max() <= 255
+
+
+def test_all_together_and_each_option_alone(photos):
+  """Options act only when they are on, and do not disturb the draws of one another."""
+  config = get_config().data
+  mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+  def run(**options):
+    changed = config.copy_and_resolve_references()
+    changed.update(options)
+    key = jax.random.key(7)
+    return np.asarray(lib.augment(key, jnp.asarray(photos), changed, mean=mean, std=std))
+
+  key, padding = jax.random.key(7), config.crop_padding
+  plain = normalise(flip_and_crop(key, photos, flip=config.flip, padding=padding), mean, std)
+  np.testing.assert_array_equal(run(), plain)
+  options = {
+    "randaugment_layers": 2,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "lighting": 0.1,
+    "erasing": 1.0,
+  }
+  for name, value in options.items():
+    assert np.abs(run(**{name: value}) - plain).max() > 0.01, name
+  alone, beside = run(lighting=0.1), run(lighting=0.1, erasing=1.0)
+  assert ((beside == alone) | (beside == 0)).all()
+  assert np.isfinite(run(**options)).all()
+  np.testing.assert_array_equal(run(**options), run(**options))
