@@ -6,6 +6,7 @@ import numpy as np
 
 from saol_jax.data.decode import Geometry
 from saol_jax.data.encoded import BadImages, EncodedSource
+from saol_jax.data.records import Records
 from saol_jax.data.source import (
   IN_MEMORY,
   ArraySource,
@@ -26,6 +27,7 @@ __all__ = [
   "Source",
   "list_datasets",
   "load_source",
+  "open_records",
 ]
 
 _SPLITS = ("train", "validation", "test")
@@ -130,29 +132,42 @@ def _load_in_memory(name: str, split: str, data_dir: str | None, validation: flo
   return cifar.load(name, split, data_dir=data_dir, validation=validation)
 
 
+def open_records(
+  name: str, split: str, data_dir: str | None, reading: Reading | None = None
+) -> Records:
+  """The encoded images of a split, "train" or "test", of a folder or of a TFDS data set.
+
+  Raises:
+    UserError: see `load_source`.
+  """
+  if name == "folder":
+    from saol_jax.data.folder import FolderRecords
+
+    if not data_dir:
+      raise UserError("data.name='folder' needs the folder: --config.data.data_dir=DIR")
+    return FolderRecords(data_dir, split)
+  if name == "digit_scenes":
+    raise UserError("digit_scenes is made in memory: it has no encoded images")
+  from saol_jax.data.tfds_records import TfdsRecords
+
+  reading = reading or Reading()
+  return TfdsRecords(
+    name,
+    split,
+    data_dir=data_dir,
+    train_split=reading.train_split,
+    test_split=reading.test_split,
+    image_field=reading.image_field,
+    label_field=reading.label_field,
+    box_field=reading.box_field,
+  )
+
+
 def _open_encoded(
   name: str, split: str, data_dir: str | None, validation: float, reading: Reading
 ) -> EncodedSource:
   stored = "test" if split == "test" else "train"
-  if name == "folder":
-    from saol_jax.data.folder import FolderRecords
-
-    if data_dir is None:
-      raise UserError("data.name='folder' needs the folder: --config.data.data_dir=DIR")
-    records = FolderRecords(data_dir, stored)
-  else:
-    from saol_jax.data.tfds_records import TfdsRecords
-
-    records = TfdsRecords(
-      name,
-      stored,
-      data_dir=data_dir,
-      train_split=reading.train_split,
-      test_split=reading.test_split,
-      image_field=reading.image_field,
-      label_field=reading.label_field,
-      box_field=reading.box_field,
-    )
+  records = open_records(name, stored, data_dir, reading)
   if reading.geometry is None:
     raise UserError(
       f"data.name={name!r} has images of many sizes: choose one with --config.data.image_size=224"

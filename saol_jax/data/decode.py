@@ -114,7 +114,7 @@ class Decoder:
     def decode(records, orientations, draws):
       places = tf.range(tf.size(records))
       rows = tf.data.Dataset.from_tensor_slices((places, records, orientations, draws))
-      rows = rows.map(self._row, num_parallel_calls=parallel, deterministic=False)
+      rows = rows.map(self._row, num_parallel_calls=parallel)
       # A row that fails is left out, and told by its missing place.
       rows = rows.ignore_errors(log_warning=False).batch(tf.size(records, tf.int64))
       return rows.get_single_element()
@@ -148,22 +148,28 @@ class Decoder:
       read_odd: tries an encoded image that TensorFlow cannot decode: to (H, W, 3) uint8, turned as
         it is to be, or any exception. It is called in this thread.
     """
-    n, size = len(records), self._geometry.size
+    n = len(records)
     draws = np.zeros((n, _DRAWS), np.float32) if draws is None else draws
-    images = np.zeros((n, size, size, 3), np.uint8)
-    labels = np.full(n, -1, np.int32)
-    boxes = np.full((n, 4), np.nan, np.float32)
-    sizes = np.zeros((n, 2), np.int32)
-    windows = np.zeros((n, 4), np.int32)
     try:
-      rows = [column.numpy() for column in self._decode(list(records), orientations, draws)]
+      places, *rows = (
+        column.numpy() for column in self._decode(list(records), orientations, draws)
+      )
     except self._tf.errors.InvalidArgumentError:  # not one row was left
-      places = np.array([], np.int32)
-    else:
-      places = rows[0]
-      for array, column in zip((images, labels, boxes, sizes, windows), rows[1:], strict=True):
-        array[places] = column
+      places, rows = np.array([], np.int32), []
+    if len(places) == n:
+      return Decoded(*rows, broken={})
 
+    size = self._geometry.size
+    arrays = [
+      np.zeros((n, size, size, 3), np.uint8),
+      np.full(n, -1, np.int32),
+      np.full((n, 4), np.nan, np.float32),
+      np.zeros((n, 2), np.int32),
+      np.zeros((n, 4), np.int32),
+    ]
+    for array, rows_found in zip(arrays, rows, strict=False):
+      array[places] = rows_found
+    images, labels, boxes, sizes, windows = arrays
     broken = {}
     for place in np.setdiff1d(np.arange(n), places).tolist():
       try:

@@ -90,6 +90,10 @@ class FolderRecords:
     """The record is the image."""
     return {"image": record}
 
+  def key(self, index: int) -> str:
+    """Its path below DIR."""
+    return self._paths[index]
+
   def name(self, index: int) -> str:
     """Its path."""
     return str(self._root / self._paths[index])

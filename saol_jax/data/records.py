@@ -49,5 +49,14 @@ class Records(Protocol):
   def parse(self, record: Any) -> dict[str, Any]:
     """A record as a TensorFlow string to `image`, and perhaps `label` and `box`: see `Decoder`."""
 
+  def key(self, index: int) -> str:
+    """A short name of an example, which no other has."""
+
   def name(self, index: int) -> str:
-    """What a person finds the example by: the path of its file, or its place in the split."""
+    """What a person finds an example by, wherever the data set lies."""
+
+
+def parse_row(records: Records, record: bytes) -> dict[str, Any]:
+  """One record as bytes and NumPy arrays: `image`, and perhaps `label` and `box`."""
+  row = records.parse(record)
+  return {name: getattr(value, "numpy", lambda value=value: value)() for name, value in row.items()}

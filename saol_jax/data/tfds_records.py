@@ -9,7 +9,7 @@ from saol_jax.data.records import Read
 from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
-_BOX_FIELDS = ("bbox", "objects/bbox", "head_bbox")
+_BOX_FIELDS = ("bbox", "boxes", "objects/bbox", "head_bbox")
 # What holds a picture's name, where a data set keeps it.
 _NAME_FIELDS = ("file_name", "image/filename", "image/file_name")
 
@@ -48,7 +48,7 @@ class TfdsRecords:
         is one, else "validation". ImageNet's test images have no labels: there "validation".
       image_field, label_field: names of the features; parts of a nested one are joined by "/".
       box_field: name of the box feature; "auto" for the first that there is of "bbox",
-        "objects/bbox" and "head_bbox"; "" for none. Of several boxes the largest counts.
+        "boxes", "objects/bbox" and "head_bbox"; "" for none. Of several boxes the largest counts.
 
     Raises:
       UserError: the data set, the split or a feature is not there, or is of another kind.
@@ -110,14 +110,17 @@ class TfdsRecords:
       row["box"] = _largest_box(tf, row["box"])
     return row
 
-  def name(self, index: int) -> str:
-    """Its file's name, where the data set keeps it, and its place in the split."""
-    place = f"example {index} of {self._name}, split {self._split!r}"
+  def key(self, index: int) -> str:
+    """Its file's name, where the data set keeps it; else its place in the split."""
     if self._name_field is None:
-      return place
+      return f"{self._split}/{index}"
     kind = {self._name_field: self._tf.io.FixedLenFeature([], self._tf.string)}
     example = self._tf.io.parse_single_example(self._source[index], kind)
-    return f"{example[self._name_field].numpy().decode(errors='replace')} ({place})"
+    return example[self._name_field].numpy().decode(errors="replace")
+
+  def name(self, index: int) -> str:
+    """Its key, and its place in the split."""
+    return f"{self.key(index)} (example {index} of {self._name}, split {self._split!r})"
 
 
 def _test_split(builder) -> str:
