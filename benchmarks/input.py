@@ -14,8 +14,9 @@ take turns, A B C D A B C D ..., so that the drift of a shared machine hits all 
   pillow        Pillow in as many threads as cores: decode, crop, bilinear resize, uint8
 
 Ours leaves flip and normalisation to the device; that is the design that is being compared.
-Beside the speed: the time to the first batch at step 10,000,000 against that at step 0 of as large
-a data set as ImageNet, and the process's memory over several epochs, as a picture.
+Beside the speed: that of TFDS's preparation (tars included) and of the resized copy, with their
+bytes an image; the time to the first batch at step 10,000,000 against that at step 0 of as large a
+data set as ImageNet; and the process's memory over several epochs, as a picture.
 """
 
 import argparse
@@ -56,8 +57,17 @@ def main() -> None:
     root = pathlib.Path(folder)
     images = (photos * (options.images // len(photos) + 1))[: options.images]
     train = {wnid: images[i :: len(WNIDS)] for i, wnid in enumerate(WNIDS)}
+    start = time.perf_counter()
     miniature.prepare_imagenet(root / "full", train, photos[:2])
+    prepared = time.perf_counter()
     name = resize("imagenet2012", str(root / "full"), str(root / "small"), short_side=256)
+    resized = time.perf_counter()
+    preparation = {
+      "prepare_images_per_second": options.images / (prepared - start),
+      "resize_images_per_second": options.images / (resized - prepared),
+      "prepared_bytes_per_image": _size(root / "full" / "imagenet2012") / options.images,
+      "resized_bytes_per_image": _size(root / "small") / options.images,
+    }
     sources = {"ours": ("imagenet2012", root / "full"), "ours, resized": (name, root / "small")}
     makers: dict[str, Callable[[], Iterator]] = {
       label: _ours(*where, options.batch_size) for label, where in sources.items()
@@ -79,6 +89,7 @@ def main() -> None:
     "median_bytes": statistics.median(map(len, photos)),
     "batch_size": options.batch_size,
     "size": SIZE,
+    "preparation": preparation,
     "images_per_second": rates,
     "images_per_second_per_core": {k: statistics.median(v) / cores for k, v in rates.items()},
     f"ratio_to_{REFERENCE}": {
@@ -102,6 +113,7 @@ def main() -> None:
   ]
   header = ["pipeline", "images/s", "per core", f"ratio to {REFERENCE}", "lowest .. highest round"]
   print(f"\n{record.markdown(header, rows, text_columns=1)}")
+  print("\n" + ", ".join(f"{name} {value:.0f}" for name, value in preparation.items()))
   print(
     f"\nFirst batch: {1e3 * far['step_0']:.0f} ms at step 0, {1e3 * far['step_10000000']:.0f} ms "
     f"at step 10,000,000. Memory: {memory['after_epoch'][0]:.0f} MiB after the first epoch, "
@@ -128,6 +140,11 @@ def _parse_arguments() -> argparse.Namespace:
   if options.images < options.batch_size:
     raise UserError(f"--images={options.images} is less than --batch_size={options.batch_size}")
   return options
+
+
+def _size(folder: pathlib.Path) -> int:
+  """Bytes of all files below a folder."""
+  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _loader(name: str, root: pathlib.Path, batch_size: int) -> Loader:
