@@ -16,6 +16,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Compiling is what the suite spends its time on. Subprocesses, which do not see this, compile what
+# users run.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -99,15 +99,6 @@ def test_cifar_config_takes_arguments_in_any_order(name):
     get_config(path, "vgg")
 
 
-def test_cifar_recipe_on_the_real_data_set(data_dir):
-  config = get_config(ROOT / "configs" / "cifar_saol.py", "cifar100,wrn_28_10")
-  config.data.data_dir = str(data_dir / "tfds")
-  experiment = Experiment(resolve(config))
-  assert experiment.num_train_steps == round(300 * 50_000 / 128)
-  state = experiment.abstract_state()
-  assert state.variables.params["saol"]["classify"]["kernel"].shape == (3, 3, 384, 100)
-
-
 def test_held_out_examples_replace_the_test_split_until_the_end(tmp_path):
   config = tiny_config(data__validation=0.25, num_train_steps=4, eval_every_steps=2)
   experiment = Experiment(resolve(config))

@@ -215,14 +215,14 @@ def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):
     lambda devices: environment(devices) | {"PYTHONPATH": f"{blocked.parent}:{ROOT}"},
   )
   workdir = tmp_path / "run"
-  code, output = run(command(workdir, num_train_steps=4))
+  code, output = run(command(workdir))  # as in other tests, whose compiled steps serve again
   assert code == 0, output
   assert "No TensorBoard events: tensorflow is not installed" in output
   assert not (workdir / "tensorboard").exists()
-  assert records(workdir)[-1]["step"] == 4
+  assert records(workdir)[-1]["step"] == 12
 
 
-def test_full_disk_keeps_the_checkpoint_before(tmp_path):
+def test_full_disk_keeps_the_checkpoint_before(finished, tmp_path):
   """A file system of 16 MB, filled up after the first checkpoint."""
   disk = tmp_path / "disk"
   disk.mkdir()
@@ -233,8 +233,7 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path):
     pytest.skip("a small file system cannot be mounted here")
   try:
     workdir = disk / "run"
-    code, output = run(command(workdir))
-    assert code == 0, output[-3000:]
+    shutil.copytree(finished[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines[:3]))
@@ -253,31 +252,3 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path):
     assert "Going on from step 10" in output
   finally:
     subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_cifar100_trains_and_the_loss_falls(data_dir, tmp_path):
-  """30 steps on the real thing, through the recipe's own pipeline."""
-  code, output = run(
-    command(
-      tmp_path,
-      f"--config.data.data_dir={data_dir / 'tfds'}",
-      config="configs/cifar_saol.py:cifar100,resnet8",
-      batch_size=64,
-      num_train_steps=30,
-      log_every_steps=5,
-      eval_every_steps=30,
-      checkpoint_every_steps=30,
-      eval_batch_size=2000,
-      cutmix__prob=0.5,
-      model__norm_group=0,
-      optimizer__ema_decay=0.0,
-      optimizer__name="adamw",
-      optimizer__learning_rate=3e-3,
-    ),
-    timeout=400,
-  )
-  assert code == 0, output
-  losses = [r["train/loss_spatial"] for r in records(tmp_path) if "train/loss_spatial" in r]
-  assert len(losses) == 6
-  assert losses[-1] < losses[0] - 0.1
-  assert records(tmp_path)[-1]["eval/saol_top1"] > 0.02  # chance is 0.01

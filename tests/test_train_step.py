@@ -15,9 +15,12 @@ from saol_jax.experiment import Experiment
 from tests.support import assert_identical, leaves, mesh_of, tiny_config
 
 
-def experiment_on(monkeypatch, devices: int, **changes) -> Experiment:
-  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(devices))
-  return Experiment(resolve(tiny_config(**changes)))
+@functools.cache
+def experiment_on(devices: int, **changes) -> Experiment:
+  """Shared, since its compiled steps are what these tests spend their time on."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(devices))
+    return Experiment(resolve(tiny_config(**changes)))
 
 
 def run_steps(experiment: Experiment, number: int):
@@ -32,8 +35,7 @@ def run_steps(experiment: Experiment, number: int):
 @functools.cache
 def _reference(**changes):
   """Three steps on one device, shared by the tests that compare with them."""
-  with pytest.MonkeyPatch.context() as patch:
-    return run_steps(experiment_on(patch, 1, **changes), 3)
+  return run_steps(experiment_on(1, **changes), 3)
 
 
 def assert_close(a, b, tolerance: float) -> None:
@@ -44,17 +46,17 @@ def assert_close(a, b, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("norm_group", [4, 0])
-def test_four_devices_compute_what_one_does(monkeypatch, norm_group):
+def test_four_devices_compute_what_one_does(norm_group):
   """Losses, gradient norm, parameters, statistics and EMA; adamw would amplify rounding: sgd."""
   changes = {"model__norm_group": norm_group, "optimizer__name": "sgd"}
   one_state, one_history = _reference(**changes)
-  four_state, four_history = run_steps(experiment_on(monkeypatch, 4, **changes), 3)
+  four_state, four_history = run_steps(experiment_on(4, **changes), 3)
   assert_close(one_history, four_history, 2e-5)
   assert_close(one_state, four_state, 2e-5)
 
 
-def test_four_devices_exchange_sums_and_nothing_else(monkeypatch):
-  experiment = experiment_on(monkeypatch, 4)
+def test_four_devices_exchange_sums_and_nothing_else():
+  experiment = experiment_on(4)
   experiment.compile()
   program = experiment.train_step.as_text()
   assert 1 <= program.count(" all-reduce(") + program.count(" all-reduce-start(") <= 4
@@ -62,33 +64,29 @@ def test_four_devices_exchange_sums_and_nothing_else(monkeypatch):
     assert collective not in program
 
 
-def test_same_seed_same_run_and_other_seed_another(monkeypatch):
+def test_same_seed_same_run_and_other_seed_another():
   state, history = _reference()
-  again, history_again = run_steps(experiment_on(monkeypatch, 1), 3)
+  again, history_again = run_steps(experiment_on.__wrapped__(1), 3)
   assert_identical(state, again)
   assert_identical(history, history_again)
-  other, _ = run_steps(experiment_on(monkeypatch, 1, seed=1), 1)
-  assert any(
-    np.any(a != b) for a, b in zip(leaves(state).values(), leaves(other).values(), strict=True)
-  )
+  first, other = (leaves(experiment_on(1, seed=seed).init().variables) for seed in (0, 1))
+  assert any(np.any(first[name] != other[name]) for name in first)
 
 
-def test_accumulation_equals_the_large_batch(monkeypatch):
+def test_accumulation_equals_the_large_batch():
   """With norm groups that fit in a part, up to rounding."""
   changes = {"optimizer__name": "sgd"}
   whole_state, whole_history = _reference(**changes)
-  parts_state, parts_history = run_steps(
-    experiment_on(monkeypatch, 1, optimizer__accumulate=2, **changes), 3
-  )
+  parts_state, parts_history = run_steps(experiment_on(1, optimizer__accumulate=2, **changes), 3)
   for a, b in zip(whole_history, parts_history, strict=True):
     assert a.keys() == b.keys()
   assert_close(whole_history, parts_history, 2e-5)
   assert_close(whole_state, parts_state, 2e-5)
 
 
-def test_first_step_is_the_paper_written_out(monkeypatch):
+def test_first_step_is_the_paper_written_out():
   """Losses of the first step against the parts of the method put together by hand."""
-  experiment = experiment_on(monkeypatch, 1)
+  experiment = experiment_on(1)
   config, model, info = experiment.config, experiment.model, experiment.info
   state = experiment.init()
   batch = Loader(experiment.train, config.batch_size, config.seed)[0]
@@ -122,9 +120,9 @@ def test_first_step_is_the_paper_written_out(monkeypatch):
   assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
 
 
-def test_label_smoothing_is_applied_before_mixing(monkeypatch):
+def test_label_smoothing_is_applied_before_mixing():
   """Every row is what NumPy makes of the two labels, the share pasted and the share smoothed."""
-  experiment = experiment_on(monkeypatch, 1, loss__label_smoothing=0.1, cutmix__prob=1.0)
+  experiment = experiment_on(1, loss__label_smoothing=0.1, cutmix__prob=1.0)
   batch = experiment.train[np.arange(16)]
   keys = jax.random.split(jax.random.key(3))
   prepared = steps._prepare(
@@ -138,8 +136,8 @@ def test_label_smoothing_is_applied_before_mixing(monkeypatch):
   np.testing.assert_allclose(prepared["target"], expected, atol=1e-6)
 
 
-def test_ema_follows_parameters_and_statistics(monkeypatch):
-  experiment = experiment_on(monkeypatch, 1)
+def test_ema_follows_parameters_and_statistics():
+  experiment = experiment_on(1)
   first, _ = run_steps(experiment, 1)
   initial = jax.device_get(experiment.init().variables)
   expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, initial, first.variables)
@@ -154,23 +152,23 @@ def test_loss_weights_follow_the_config():
   assert list(steps.loss_weights(only)) == ["spatial", "distillation"]
 
 
-def test_a_loss_of_weight_zero_costs_nothing(monkeypatch):
+def test_a_loss_of_weight_zero_costs_nothing():
   """Without L_SS2 the unmixed forward pass is gone; without L_SS1 the mask branch is."""
 
   def flops(**changes) -> float:
-    experiment = experiment_on(monkeypatch, 1, **changes)
+    experiment = experiment_on(1, **changes)
     experiment.compile()
     return experiment.train_step.cost_analysis()["flops"]
 
   full, no_ss2 = flops(), flops(loss__consistency_weight=0.0)
   # Forward, and a backward pass of about twice as much: the unmixed forward is about a quarter.
   assert 0.70 < no_ss2 / full < 0.82
-  experiment = experiment_on(monkeypatch, 1, loss__mask_weight=0.0)
+  experiment = experiment_on(1, loss__mask_weight=0.0)
   assert "mask" not in experiment.abstract_state().variables.params["saol"]
 
 
-def test_first_bad_step_is_remembered(monkeypatch):
-  experiment = experiment_on(monkeypatch, 1)
+def test_first_bad_step_is_remembered():
+  experiment = experiment_on(1)
   state, _ = _reference()
   broken = jax.tree.map(jnp.asarray, state)
   params = broken.variables.params
@@ -184,18 +182,17 @@ def test_first_bad_step_is_remembered(monkeypatch):
   assert bad["gradient"] == 4
 
 
-def test_gap_baseline_trains_without_saol(monkeypatch):
-  experiment = experiment_on(monkeypatch, 1, model__head="gap", optimizer__ema_decay=0.0)
+def test_gap_baseline_trains_without_saol():
+  experiment = experiment_on(1, model__head="gap", optimizer__ema_decay=0.0)
   state, history = run_steps(experiment, 2)
   assert state.ema is None
   assert "saol" not in state.variables.params
   assert set(history[0]) == {"loss", "top1", "classification", "gradient"}
 
 
-def test_32_images_can_be_overfitted(monkeypatch):
+def test_32_images_can_be_overfitted():
   """Both heads learn 32 images by heart."""
   experiment = experiment_on(
-    monkeypatch,
     1,
     batch_size=32,
     num_train_steps=150,
@@ -217,10 +214,10 @@ def test_32_images_can_be_overfitted(monkeypatch):
   assert float(sums["gap"]["top1"]) == 32
 
 
-def test_bfloat16_follows_float32_and_keeps_its_state_in_float32(monkeypatch):
+def test_bfloat16_follows_float32_and_keeps_its_state_in_float32():
   changes = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.01}
   _, full = _reference(**changes)
-  state, half = run_steps(experiment_on(monkeypatch, 1, dtype="bfloat16", **changes), 3)
+  state, half = run_steps(experiment_on(1, dtype="bfloat16", **changes), 3)
   for a, b in zip(full, half, strict=True):
     assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=0.02)
     assert float(b["loss"]) != float(a["loss"])
@@ -229,8 +226,8 @@ def test_bfloat16_follows_float32_and_keeps_its_state_in_float32(monkeypatch):
   assert {str(leaf.dtype) for leaf in floats} == {"float32"}
 
 
-def test_batches_lie_where_the_mesh_says(monkeypatch):
-  experiment = experiment_on(monkeypatch, 4)
+def test_batches_lie_where_the_mesh_says():
+  experiment = experiment_on(4)
   batch = experiment.put(Loader(experiment.train, 16, 0)[0])
   shards = sorted(batch["label"].addressable_shards, key=lambda shard: shard.index[0].start or 0)
   parts = [np.asarray(shard.data) for shard in shards]

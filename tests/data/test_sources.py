@@ -431,27 +431,3 @@ def test_missing_packages_print_the_pip_command(monkeypatch, module):
   monkeypatch.setitem(sys.modules, module, None)
   with pytest.raises(UserError, match=r"pip install tensorflow-datasets array_record"):
     load_source("cifar10", "train")
-
-
-# The real CIFAR-100
-
-
-def test_cifar100_is_complete():
-  if "SAOL_DATA_DIR" not in os.environ:
-    pytest.skip("SAOL_DATA_DIR is not set: no real CIFAR-100 here")
-  data_dir = os.path.join(os.environ["SAOL_DATA_DIR"], "tfds")
-  train = load_source("cifar100", "train", data_dir=data_dir)
-  test = load_source("cifar100", "test", data_dir=data_dir)
-  assert train.images.shape == (50_000, 32, 32, 3)
-  assert test.images.shape == (10_000, 32, 32, 3)
-  assert np.bincount(train.labels).tolist() == [500] * 100
-  assert np.bincount(test.labels).tolist() == [100] * 100
-  assert train.info.class_names[:2] == ("apple", "aquarium_fish")
-  assert len(train.info.class_names) == 100
-  # One channel at a time, in integers: 51.2 million pixels in float64 would take 1.2 GB.
-  for channel in range(3):
-    counts = np.bincount(train.images[..., channel].ravel(), minlength=256)
-    mean = counts @ np.arange(256) / counts.sum()
-    std = np.sqrt(counts @ (np.arange(256) - mean) ** 2 / counts.sum())
-    assert abs(train.info.mean[channel] - mean / 255) < 1e-4
-    assert abs(train.info.std[channel] - std / 255) < 1e-4
