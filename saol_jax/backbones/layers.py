@@ -11,21 +11,27 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   *,
+  groups: int = 1,
+  use_bias: bool = False,
   rngs: nnx.Rngs,
   dtype: jnp.dtype = jnp.float32,
 ) -> nnx.Conv:
-  """Makes a square convolution without bias: a norm that has one always follows or precedes it.
+  """Makes a square convolution, without bias where a norm that has one follows or precedes it.
 
   The padding is `kernel_size // 2` on both sides, as in PyTorch: 'SAME' pads a stride of 2 on the
   far side only and so shifts every feature by a pixel against pretrained weights. Kernels start as
   He et al. 2015 for ReLU, counted over the outputs: normal with variance
-  2 / (kernel_size^2 * out_channels), not truncated; torchvision and the wide ResNet authors do so.
+  2 / (kernel_size^2 * out_channels), not truncated; torchvision and the wide ResNet authors do so,
+  with the outputs of all groups counted together.
 
   Args:
     in_channels: channels of the input.
     out_channels: channels of the result.
     kernel_size: side of the kernel, odd.
     stride: 1 or 2; the result has ceil(side / stride) cells a side.
+    groups: parts into which the channels are split, each convolved by itself (Xie et al. 2017);
+      divides both channel counts. `in_channels` for a depthwise convolution.
+    use_bias: add a bias that starts at 0.
     rngs: its `params` stream initialises the kernel.
     dtype: of the computation and of the result. The kernel is stored in float32.
 
@@ -38,7 +44,8 @@ def conv(
     (kernel_size, kernel_size),
     strides=stride,
     padding=kernel_size // 2,
-    use_bias=False,
+    feature_group_count=groups,
+    use_bias=use_bias,
     kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
     dtype=dtype,
     param_dtype=jnp.float32,

@@ -276,6 +276,24 @@ def test_convolution_pads_like_pytorch(kernel_size, stride, side):
   assert layer.bias is None
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(6, 4, 2), (6, 6, 6)])
+def test_grouped_convolution_is_a_convolution_a_group(inputs, outputs, groups):
+  layer = layers.conv(inputs, outputs, 3, 2, groups=groups, rngs=nnx.Rngs(0))
+  x = np.random.default_rng(0).normal(size=(2, 7, 6, inputs)).astype(np.float32)
+  pairs = zip(
+    np.split(x, groups, -1), np.split(np.asarray(layer.kernel[...]), groups, -1), strict=True
+  )
+  expected = np.concatenate([numpy_conv(part, kernel, 2) for part, kernel in pairs], -1)
+  np.testing.assert_allclose(layer(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_is_there_where_it_is_asked_for():
+  layer = layers.conv(2, 3, 3, use_bias=True, rngs=nnx.Rngs(0))
+  layer.bias[...] = jnp.arange(3, dtype=jnp.float32)
+  zeros = jnp.zeros((1, 2, 2, 2), jnp.float32)
+  np.testing.assert_array_equal(layer(zeros), np.broadcast_to([0.0, 1.0, 2.0], (1, 2, 2, 3)))
+
+
 @pytest.mark.parametrize("side", [8, 9])
 def test_max_pool_pads_with_minus_infinity(side):
   x = images(height=side, width=side + 3) - 10  # all negative: padding with 0 would win
