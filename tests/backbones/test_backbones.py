@@ -1,4 +1,3 @@
-import functools
 import math
 
 import jax
@@ -12,6 +11,20 @@ from saol_jax.backbones.resnet import ResidualBlock, ResNet
 from saol_jax.backbones.wide_resnet import PreActivationResNet
 from saol_jax.errors import UserError
 from saol_jax.norm import GhostBatchNorm
+from tests.backbones.numerics import (
+  abstract,
+  assert_maps_agree,
+  build,
+  count,
+  forward,
+  images,
+  leaves,
+  map_shapes,
+  numpy_conv,
+  numpy_max_pool,
+  numpy_norm,
+  relu,
+)
 
 # (classes, parameters of backbone and GAP-FC). ImageNet: torchvision's published counts. wrn_28_10:
 # 36.5 M in Zagoruyko & Komodakis 2016. The wide ones are derived again in a test below; resnet8 is
@@ -39,59 +52,11 @@ STAGES = {
   "wrn_28_10": ((160, 320, 640), (1, 2, 4)),
   "wrn_40_2": ((32, 64, 128), (1, 2, 4)),
 }
+# One a class of networks: the others differ in numbers only.
+LAST_STRIDE = ("resnet8", "wrn_16_4", "resnet18", "resnet50")
 WITH_DROPOUT = ("resnet8", "wrn_16_4", "wrn_28_10", "wrn_40_2")
 
 every_backbone = pytest.mark.parametrize("name", list_backbones())
-
-
-@functools.cache
-def abstract(name, **options):
-  """The backbone with shapes in place of arrays."""
-  return nnx.eval_shape(lambda: create_backbone(name, rngs=nnx.Rngs(0), **options))
-
-
-def map_shapes(model, height, width):
-  images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
-  return nnx.eval_shape(lambda m, x: m(x, train=False), model, images)
-
-
-def count(model):
-  return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def leaves(model, kind=None):
-  """Path -> array, of one kind of variable or of parameters and statistics."""
-  state = nnx.state(model, kind or nnx.Any(nnx.Param, nnx.BatchStat))
-  return {"/".join(map(str, path)): np.array(v[...]) for path, v in nnx.to_flat_state(state)}
-
-
-def build(make, seed=0):
-  """The module that `make` returns, filled by NumPy, which is quicker than compiling initialisers.
-
-  Norms are in general position: a scale of 0 or a mean of 0 would hide mistakes.
-  """
-  rng = np.random.default_rng(seed)
-  model = nnx.eval_shape(make)
-  for path, variable in nnx.to_flat_state(nnx.state(model)):
-    shape = variable.shape
-    if path[-1] == "kernel":
-      value = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
-    elif path[-1] in ("scale", "var"):
-      value = rng.uniform(0.5, 1.5, shape)
-    else:
-      value = rng.normal(0, 0.2, shape)
-    variable.set_value(jnp.asarray(value, jnp.float32))
-  return model
-
-
-@functools.partial(nnx.jit, static_argnames="train")
-def forward(model, x, *, train):
-  """One compilation in place of one an operation and shape."""
-  return model(x, train=train)
-
-
-def images(batch=2, height=23, width=18, seed=0):
-  return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
 
 
 def tiny_resnet(*, bottleneck, depths=(2, 1, 1, 1), last_stride=2):
@@ -124,13 +89,7 @@ def test_wide_resnet_counts_by_arithmetic(depth, widen):
   assert count(abstract(f"wrn_{depth}_{widen}")) == total + 2 * channels
 
 
-@every_backbone
-@pytest.mark.parametrize("last_stride", [None, 1, 2])
-def test_stage_shapes(name, last_stride):
-  model = abstract(name, last_stride=last_stride)
-  channels, strides = STAGES[name]
-  if last_stride:
-    strides = (*strides[:-1], strides[-2] * last_stride)
+def assert_stages(model, channels, strides):
   assert model.stage_channels == channels
   assert model.stage_strides == strides
   # 75 and 97 divide by no stride, so that a padding on the wrong side would change a shape.
@@ -140,13 +99,26 @@ def test_stage_shapes(name, last_stride):
   ]
 
 
+@every_backbone
+def test_stage_shapes(name):
+  assert_stages(abstract(name), *STAGES[name])
+
+
+@pytest.mark.parametrize("last_stride", [1, 2])
+@pytest.mark.parametrize("name", LAST_STRIDE)
+def test_last_stride(name, last_stride):
+  channels, strides = STAGES[name]
+  strides = (*strides[:-1], strides[-2] * last_stride)
+  assert_stages(abstract(name, last_stride=last_stride), channels, strides)
+
+
 def test_grids_that_the_design_names():
   assert map_shapes(abstract("resnet8"), 32, 32)[-1].shape == (2, 8, 8, 64)
   assert map_shapes(abstract("resnet50"), 224, 224)[-1].shape == (2, 7, 7, 2048)
   assert map_shapes(abstract("resnet50", last_stride=1), 224, 224)[-1].shape == (2, 14, 14, 2048)
 
 
-@every_backbone
+@pytest.mark.parametrize("name", LAST_STRIDE)
 def test_last_stride_leaves_the_parameters_alone(name):
   def shapes(stride):
     state = nnx.state(abstract(name, last_stride=stride), nnx.Param)
@@ -166,7 +138,7 @@ def test_bfloat16_maps_with_float32_state(name):
     return maps, nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
 
   model = abstract(name, dtype=jnp.bfloat16)
-  maps, state = nnx.eval_shape(run, model, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+  maps, state = nnx.eval_shape(run, model, jax.ShapeDtypeStruct((16, 32, 32, 3), jnp.float32))
   assert {x.dtype for x in maps} == {jnp.dtype(jnp.bfloat16)}
   assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
 
@@ -184,36 +156,6 @@ def test_bfloat16_is_close_to_float32():
 
 
 # Values, against NumPy in float64.
-
-
-def numpy_conv(x, kernel, stride):
-  """PyTorch's Conv2d with padding k // 2: zeros on both sides, windows from the first corner."""
-  k = kernel.shape[0]
-  pad = k // 2
-  x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))
-  return np.einsum("bhwcij,ijco->bhwo", windows[:, ::stride, ::stride], kernel.astype(np.float64))
-
-
-def numpy_max_pool(x):
-  """PyTorch's MaxPool2d(3, 2, 1), by a plain loop over the cells that exist."""
-  b, h, w, c = x.shape
-  y = np.empty((b, -(-h // 2), -(-w // 2), c))
-  for i in range(y.shape[1]):
-    for j in range(y.shape[2]):
-      rows = slice(max(2 * i - 1, 0), 2 * i + 2)
-      columns = slice(max(2 * j - 1, 0), 2 * j + 2)
-      y[:, i, j] = x[:, rows, columns].max((1, 2))
-  return y
-
-
-def numpy_norm(x, state, path):
-  mean, var, scale, bias = (state[f"{path}/{n}"] for n in ("mean", "var", "scale", "bias"))
-  return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
-
-
-def relu(x):
-  return np.maximum(x, 0)
 
 
 def numpy_resnet(x, state, depths, *, bottleneck, last_stride):
@@ -257,13 +199,6 @@ def numpy_preactivation(x, state, strides, depth, *, stem_stride):
     maps.append(x)
   maps[-1] = relu(numpy_norm(x, state, "norm"))
   return maps
-
-
-def assert_maps_agree(maps, expected):
-  assert len(maps) == len(expected)
-  for got, want in zip(maps, expected, strict=True):
-    assert got.shape == want.shape
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
@@ -383,7 +318,7 @@ def test_only_training_updates_the_statistics(make):
 
 @every_backbone
 def test_norm_group_reaches_every_norm(name):
-  nodes = [n for _, n in nnx.iter_graph(abstract(name, norm_group=16))]
+  nodes = [n for _, n in nnx.iter_graph(abstract(name))]
   norms = [n for n in nodes if isinstance(n, GhostBatchNorm)]
   convs = [n for n in nodes if isinstance(n, nnx.Conv)]
   # A norm a convolution; pre-activation shortcuts have none.
