@@ -136,6 +136,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.warmup_share = 0.0  # share of the run with a linear warm-up; one_cycle has its own
   optimizer.milestones = (0.3, 0.6, 0.8)  # of schedule step: shares of the run
   optimizer.decay_factor = 0.2  # of schedule step: factor at each milestone
+  optimizer.multipliers = ""  # of the rate by parameter: "backbone=0.1, */bias=0"; 0 freezes
   optimizer.clip_norm = 0.0  # longest gradient; 0: no clipping
   optimizer.accumulate = 1  # parts that a batch is computed in, to save memory
   optimizer.ema_decay = 0.0  # of the moving average of parameters and statistics; 0: none

@@ -13,6 +13,7 @@ from saol_jax.data import BadImages, Geometry, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel, create_model
+from saol_jax.multipliers import Multipliers
 from saol_jax.optimizer import make_optimizer, make_schedule
 from saol_jax.train_step import (
   TrainState,
@@ -40,6 +41,7 @@ class Experiment:
     heads: those that are trained, the main one first.
     num_train_steps: length of the run.
     schedule: learning rate by step.
+    multipliers: of it, by parameter.
     init, train_step, eval_step: jitted, see `train_step`.
   """
 
@@ -63,6 +65,8 @@ class Experiment:
     self.num_train_steps = config.num_train_steps or max(epochs_in_steps, 1)
     self.schedule = make_schedule(config.optimizer, self.num_train_steps)
     optimizer = make_optimizer(config.optimizer, self.schedule)
+    self.multipliers = Multipliers.parse(config.optimizer.multipliers)
+    self.multipliers.check(jax.eval_shape(self.model.init, jax.random.key(0)).params)
     self.init = make_init(config, self.model, optimizer, self.mesh)
     self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
     self.eval_step = make_eval_step(self.info, self.model, self.heads, self.mesh)

@@ -8,6 +8,7 @@ import ml_collections
 import optax
 
 from saol_jax.errors import UserError
+from saol_jax.multipliers import Multipliers
 
 SCHEDULES = ("cosine", "step", "one_cycle", "constant")
 OPTIMIZERS = ("sgd", "adamw")
@@ -65,13 +66,15 @@ def make_optimizer(
 
   With SGD the weight decay is added to the gradient, so that the learning rate and the momentum
   apply to it, as in PyTorch; with AdamW it is decoupled (Loshchilov & Hutter 2019).
+  `multipliers` then scale the step of each parameter, decay included, as PyTorch's learning rates
+  of parameter groups do; a frozen parameter has no state here.
 
   Args:
     config: `config.optimizer`.
     schedule: learning rate by step.
 
   Raises:
-    UserError: unknown optimizer.
+    UserError: unknown optimizer, or multipliers that cannot be read.
   """
   mask = None if config.decay_all else decay_mask
   decay, momentum = config.weight_decay, config.momentum
@@ -88,7 +91,13 @@ def make_optimizer(
     )
   if config.clip_norm:
     steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  multipliers = Multipliers.parse(config.multipliers)
+  if multipliers.rules:
+    steps.append(optax.stateless(lambda updates, params: multipliers.scale(updates)))
   optimizer = optax.chain(*steps)
+  if multipliers.rules:
+    parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+    optimizer = optax.partition(parts, multipliers.labels)
   return optax.GradientTransformation(
     _standard_promotion(optimizer.init), _standard_promotion(optimizer.update)
   )

@@ -176,6 +176,8 @@ def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
   config, info = experiment.config, experiment.info
   overview = parameter_overview.get_parameter_overview(state.variables.params, include_stats=False)
   logger.info("%s", overview)
+  if experiment.multipliers.rules:
+    logger.info("Learning rates: %s", experiment.multipliers.describe(state.variables.params))
   logger.info(
     "%s with head %s on %s: %d training and %d %s images of %d classes; %d steps of %d images in "
     "%s on %d %s device(s)",

@@ -19,6 +19,7 @@ from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.metrics import classification_sums
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
+from saol_jax.multipliers import Multipliers
 
 
 @struct.dataclass
@@ -130,10 +131,11 @@ def make_loss_fn(
   and `top1`, the agreement of the main head with the heaviest label.
   """
   weights = loss_weights(config)
+  multipliers = Multipliers.parse(config.optimizer.multipliers)
 
   def loss_fn(params, batch_stats, batch: Batch, key: jax.Array):
     key_mixed, key_unmixed = jax.random.split(key)
-    variables = Variables(params, batch_stats)
+    variables = Variables(multipliers.stop_frozen(params), batch_stats)
     output, batch_stats = model.apply(variables, batch["mixed"], train=True, key=key_mixed)
     if output.spatial is None:
       values = gap_losses(output, batch["target"])

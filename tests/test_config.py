@@ -85,6 +85,7 @@ UNCHECKED = {
   "data.box_field",
   "optimizer.name",
   "optimizer.decay_all",
+  "optimizer.multipliers",
   "optimizer.schedule",
 }
 
