@@ -1,0 +1,82 @@
+"""What `main.py` and other programs of ours share: flags with clear mistakes, and exit codes."""
+
+import errno
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from saol_jax import console, errors
+
+# What a flag is for, said where it is missing.
+_FLAG_HELP = {
+  "config": "a recipe such as configs/digits_saol.py",
+  "workdir": "the folder of the run",
+  "images": "a file, a folder, or a pattern in quotes",
+}
+
+
+def parse_flags(
+  argv: list[str], values: flags.FlagValues, needed: Mapping[str, Sequence[str]]
+) -> list[str]:
+  """Like absl's own parser, but every mistake is one message and exit code 2.
+
+  Args:
+    argv: the command line.
+    values: where the flags are defined, `mode` and `config` among them.
+    needed: mode -> names of the flags that it cannot do without.
+
+  Returns:
+    What is left of the command line.
+  """
+  try:
+    rest = values(argv)
+    for name in needed[values.mode]:
+      if values[name].value is None:
+        _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}")
+    if values.config is not None:
+      values.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
+  except AttributeError as error:
+    cause = error.args[0]  # config_flags wraps a KeyError
+    field = cause.args[0] if isinstance(cause, KeyError) else cause
+    _leave(f"unknown config field {field}\nAll fields are in saol_jax/config.py")
+  except OSError as error:
+    known = ", ".join(sorted(str(path) for path in pathlib.Path("configs").glob("*.py")))
+    _leave(f"{error}\nThe recipes here: {known or 'none; call from the folder of main.py'}")
+  except Exception as error:
+    _leave(str(error))
+  return rest
+
+
+def run(function: Callable[[], int | None]) -> None:
+  """Calls a function as a program: progress on stdout, one message for what a user can mend.
+
+  Ends the process with the code that the function returns, or with that of `saol_jax.errors`.
+  """
+  console.set_up()
+  try:
+    code = function() or 0
+  except (errors.UserError, errors.DivergedError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    code = error.code
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    print(f"error: {error}; the checkpoints saved so far are intact", file=sys.stderr)
+    code = errors.UserError.code
+  except errors.Stopped as stopped:
+    print(f"{stopped} Run the same command again to go on.", file=sys.stderr)
+    code = stopped.code
+  if code:
+    # A compilation may still be going on in a thread, which would keep a normal exit waiting.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave(message: str) -> NoReturn:
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(errors.UserError.code)
