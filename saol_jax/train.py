@@ -63,7 +63,8 @@ def train_and_evaluate(
     scored: dict[int, float] = {}
     checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, scored)))
     state = _restore_or_init(experiment, checkpoints, stop)
-    log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
+    log = stop.run(lambda: RunLog(workdir, int(state.step)))  # imports TensorFlow: takes seconds
+    stack.enter_context(contextlib.closing(log))
     scored.update(scores(log.records, experiment.score_name))
 
     _introduce(experiment, evaluation, state)

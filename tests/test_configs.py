@@ -5,6 +5,7 @@ import pathlib
 
 import ml_collections
 import pytest
+from PIL import Image
 
 from saol_jax.backbones import list_backbones
 from saol_jax.config import resolve
@@ -67,10 +68,32 @@ def test_every_field_is_read(monkeypatch, tmp_path):
   resolved = resolve
   monkeypatch.setattr("saol_jax.evaluate.resolve", lambda config: Recording(resolved(config), read))
   monkeypatch.setattr("saol_jax.evaluate.check_config", lambda *_: None)
-  config = tiny_config(num_train_steps=2, dtype="float32")
-  train_and_evaluate(config, tmp_path)
-  evaluate_workdir(config, tmp_path)
+  # Options whose fields are of use only beside another one are on.
+  config = tiny_config(
+    num_train_steps=2,
+    dtype="float32",
+    cutmix__prob=0.5,
+    mixup__prob=0.5,
+    data__randaugment_layers=1,
+  )
+  train_and_evaluate(config, tmp_path / "run")
+  evaluate_workdir(config, tmp_path / "run")
+  _experiment_on_encoded_images(tmp_path / "images")
   assert fields(config) - read == set()
+
+
+def _experiment_on_encoded_images(folder: pathlib.Path) -> None:
+  """Builds what a run on a folder of images needs."""
+  for split in ("train", "val"):
+    for name in ("black", "white"):
+      (folder / split / name).mkdir(parents=True)
+      for number in range(2):
+        Image.new("RGB", (40, 30), name).save(folder / split / name / f"{number}.png")
+  config = get_config(ROOT / "configs" / "folder_saol.py", "resnet8,32")
+  config.update_from_flattened_dict(
+    {"data.data_dir": str(folder), "batch_size": 4, "num_train_steps": 1, "dtype": "float32"}
+  )
+  Experiment(resolve(config))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

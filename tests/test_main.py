@@ -103,7 +103,7 @@ def test_bad_flag_is_one_message_and_changes_nothing(tmp_path, name):
 
 
 BAD_FIELDS = {
-  "unknown data set": ({"data__name": "mnist"}, "digit_scenes"),
+  "unknown data set": ({"data__name": "digit_scene"}, "digit_scenes"),
   "unknown head": ({"model__head": "fc"}, "saol, gap"),
   "unknown schedule": ({"optimizer__schedule": "linear"}, "one_cycle"),
   "unknown optimizer": ({"optimizer__name": "lion"}, "adamw"),

@@ -153,17 +153,40 @@ def wait_until(condition, process, seconds=120.0) -> None:
     time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_a_restart_goes_on(undisturbed_process, tmp_path, number):
-  """Both save the same way; one of them is followed to the end of the run."""
-  process = subprocess.Popen(
-    command(tmp_path, num_train_steps=12),
-    env=environment(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+def test_signal_while_compiling_leaves_at_once_and_a_restart_goes_on(undisturbed_process, tmp_path):
+  process = start(command(tmp_path))
   wait_until((tmp_path / "metrics.jsonl").exists, process)
+  leave(process, signal.SIGTERM)
+  code, output = run(command(tmp_path))
+  assert code == 0, output
+  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
+  assert records(tmp_path) == records(undisturbed_process)
+
+
+def test_signal_while_training_saves_and_a_restart_goes_on(tmp_path):
+  """Both signals are handled alike, so that each is tried at one of the two moments."""
+  watched = {"log_every_steps": 1, "eval_every_steps": 100_000, "checkpoint_every_steps": 100_000}
+  long = command(tmp_path, num_train_steps=100_000, **watched)
+  process = start(long)
+  log = tmp_path / "metrics.jsonl"
+  wait_until(lambda: log.exists() and log.read_text(), process)
+  leave(process, signal.SIGINT)
+  last = records(tmp_path)[-1]["step"]
+  assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [last]
+  process = start(long)
+  wait_until(lambda: records(tmp_path)[-1]["step"] > last, process)
+  output = leave(process, signal.SIGINT)
+  assert f"Going on from step {last} " in output
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+  return subprocess.Popen(
+    arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def leave(process: subprocess.Popen, number: signal.Signals) -> str:
+  """Sends a signal and checks that it is answered soon and well; returns what was printed."""
   started = time.monotonic()
   process.send_signal(number)
   output, _ = process.communicate(timeout=60)
@@ -171,13 +194,7 @@ def test_signal_saves_and_a_restart_goes_on(undisturbed_process, tmp_path, numbe
   assert "Run the same command again" in output
   assert "Traceback" not in output
   assert time.monotonic() - started < 10
-  assert any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
-  if number == signal.SIGINT:
-    return
-  code, output = run(command(tmp_path))
-  assert code == 0, output
-  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
-  assert records(tmp_path) == records(undisturbed_process)
+  return output
 
 
 def test_kill_at_random_moments_loses_nothing(undisturbed_process, tmp_path):
