@@ -1,11 +1,14 @@
 """Backbones: networks that turn images into stage feature maps, coarse last."""
 
+from saol_jax.backbones import efficientnet, mobilenet  # noqa: F401  known by name only
+from saol_jax.backbones.inverted_residual import InvertedResidualNetwork
 from saol_jax.backbones.registry import create_backbone, list_backbones, register
 from saol_jax.backbones.resnet import ResNet
 from saol_jax.backbones.small import resnet8
 from saol_jax.backbones.wide_resnet import PreActivationResNet
 
 __all__ = [
+  "InvertedResidualNetwork",
   "PreActivationResNet",
   "ResNet",
   "create_backbone",

@@ -1,4 +1,4 @@
-"""Convolution, max-pooling and dropout with the conventions that all backbones share."""
+"""Convolution, pooling, squeeze-and-excitation and dropping, with conventions shared by all."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ def conv(
   *,
   groups: int = 1,
   use_bias: bool = False,
+  tensorflow: bool = False,
   rngs: nnx.Rngs,
   dtype: jnp.dtype = jnp.float32,
 ) -> nnx.Conv:
@@ -32,6 +33,7 @@ def conv(
     groups: parts into which the channels are split, each convolved by itself (Xie et al. 2017);
       divides both channel counts. `in_channels` for a depthwise convolution.
     use_bias: add a bias that starts at 0.
+    tensorflow: pad as TensorFlow's 'SAME' after all, for weights that were trained with it.
     rngs: its `params` stream initialises the kernel.
     dtype: of the computation and of the result. The kernel is stored in float32.
 
@@ -43,7 +45,7 @@ def conv(
     out_channels,
     (kernel_size, kernel_size),
     strides=stride,
-    padding=kernel_size // 2,
+    padding="SAME" if tensorflow else kernel_size // 2,
     feature_group_count=groups,
     use_bias=use_bias,
     kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -82,3 +84,54 @@ def dropout(rate: float, *, rngs: nnx.Rngs) -> nnx.Dropout | None:
   if not rate:
     return None
   return nnx.Dropout(rate, rngs=nnx.RngStream(rngs.dropout(), tag="dropout"))
+
+
+def drop_path(rate: float, *, rngs: nnx.Rngs, ndim: int = 4) -> nnx.Dropout | None:
+  """Makes a layer that drops a whole residual branch, by example; None where rate is 0.
+
+    y_b = x_b / (1 - rate) with probability 1 - rate, else 0
+
+  Stochastic depth (Huang et al. 2016), divided in training as timm and torchvision do it, so that
+  evaluation has nothing to multiply. Its randomness is that of `dropout`.
+
+  Args:
+    rate: share of the examples whose branch is dropped in training, in [0, 1).
+    rngs: its `dropout` stream (or the default one) gives the first key.
+    ndim: dimensions of x, (B, ..., C).
+
+  Returns:
+    The layer, or None.
+  """
+  if not rate:
+    return None
+  stream = nnx.RngStream(rngs.dropout(), tag="dropout")
+  return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)), rngs=stream)
+
+
+class SqueezeExcite(nnx.Module):
+  """Scales each channel by a gate that has seen the whole image.
+
+    y = x * sigmoid(expand(act(reduce(mean_hw(x)))))
+
+  Squeeze-and-excitation (Hu et al. 2018), with biases and SiLU as EfficientNet has it; the mean is
+  taken in float32.
+  """
+
+  def __init__(
+    self, channels: int, reduced: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+  ):
+    """Makes the layer.
+
+    Args:
+      channels: C.
+      reduced: channels between the two layers.
+      rngs: for the kernels.
+      dtype: of the computation.
+    """
+    self.reduce = conv(channels, reduced, 1, use_bias=True, rngs=rngs, dtype=dtype)
+    self.expand = conv(reduced, channels, 1, use_bias=True, rngs=rngs, dtype=dtype)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, H, W, C) in the layer's dtype, to the same."""
+    squeezed = x.mean((1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+    return x * nnx.sigmoid(self.expand(nnx.silu(self.reduce(squeezed))))

@@ -17,8 +17,9 @@ _BUILDERS: dict[str, Builder] = {}
 def register(builder: Builder) -> Builder:
   """Decorator: makes a builder known under the name of the function.
 
-  A builder takes `rngs`, `dtype`, `norm_group`, `last_stride` (with the family's default) and,
-  where the family has dropout, a parameter spelled `dropout`. It returns an `nnx.Module` with
+  A builder takes `rngs`, `dtype`, `norm_group`, `last_stride` (with the family's default, itself
+  or in its `**options`; a family with one stride for all stages has neither) and, where the family
+  drops at random, a parameter spelled `dropout`. It returns an `nnx.Module` with
 
     stage_channels: tuple, channels of each stage map
     stage_strides: tuple, total stride of each stage map relative to the image
@@ -57,7 +58,8 @@ def create_backbone(
     rngs: source of the initial weights and of the first dropout keys.
     dtype: of the computation and of the stage maps. Parameters and statistics are float32.
     norm_group: examples a group of the batch normalisation; None for the whole batch.
-    dropout: share of the values dropped inside each block in training, in [0, 1).
+    dropout: share dropped inside the blocks in training, in [0, 1): of the values, or of the
+      examples where the family drops a block's whole branch (stochastic depth).
     last_stride: stride of the last stage, 1 or 2; None for the family's default.
 
   Returns:
@@ -65,7 +67,8 @@ def create_backbone(
     `__call__(images (B, H, W, 3), *, train: bool) -> tuple of (B, h, w, c), coarse last`.
 
   Raises:
-    UserError: unknown name, dropout out of range or in a family without it, other last_stride.
+    UserError: unknown name, dropout out of range, another last_stride, or either in a family
+      without it.
   """
   if name not in _BUILDERS:
     close = difflib.get_close_matches(str(name), _BUILDERS, n=1)
@@ -82,6 +85,11 @@ def create_backbone(
     )
   options = {"rngs": rngs, "dtype": dtype, "norm_group": norm_group}
   if last_stride is not None:
+    if not _has_last_stride(name):
+      raise UserError(
+        f"backbone {name!r} has one stride for all stages, so last_stride={last_stride} cannot be "
+        "chosen: leave it at None, or choose another backbone."
+      )
     options["last_stride"] = last_stride
   if dropout:
     if not _has_dropout(name):
@@ -96,3 +104,9 @@ def create_backbone(
 
 def _has_dropout(name: str) -> bool:
   return "dropout" in inspect.signature(_BUILDERS[name]).parameters
+
+
+def _has_last_stride(name: str) -> bool:
+  parameters = inspect.signature(_BUILDERS[name]).parameters
+  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+  return takes_any or "last_stride" in parameters

@@ -11,11 +11,23 @@ from flax import nnx
 from saol_jax.backbones import create_backbone
 
 
+class SameKey:
+  """In place of `nnx.Rngs`, whose counting takes most of the time of an abstract construction."""
+
+  def __init__(self):
+    self.key = jax.random.key(0)
+
+  def params(self):
+    return self.key
+
+  dropout = params
+
+
 @functools.cache
 def abstract(name, **options):
   """The backbone with shapes in place of arrays; one for all tests that ask for nothing special."""
   options = {"norm_group": 16} | options
-  return nnx.eval_shape(lambda: create_backbone(name, rngs=nnx.Rngs(0), **options))
+  return nnx.eval_shape(lambda: create_backbone(name, rngs=SameKey(), **options))
 
 
 def map_shapes(model, height, width):
@@ -65,13 +77,24 @@ def images(batch=2, height=23, width=18, seed=0):
   return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
 
 
-def numpy_conv(x, kernel, stride):
-  """PyTorch's Conv2d with padding k // 2: zeros on both sides, windows from the first corner."""
-  k = kernel.shape[0]
-  pad = k // 2
-  x = np.pad(x.astype(np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+def numpy_conv(x, kernel, stride, *, tensorflow=False):
+  """A convolution in float64, in as many groups as the kernel's inputs say.
+
+  Zeros all around as PyTorch's Conv2d with padding k // 2: windows start at the first corner. Or as
+  TensorFlow's 'SAME': as few zeros as give ceil(side / stride) windows, the odd one at the far end.
+  """
+  k, inputs = kernel.shape[0], kernel.shape[2]
+  pads = [(k // 2, k // 2)] * 2
+  if tensorflow:
+    totals = [max((-(-side // stride) - 1) * stride + k - side, 0) for side in x.shape[1:3]]
+    pads = [(total // 2, total - total // 2) for total in totals]
+  x = np.pad(x.astype(np.float64), ((0, 0), *pads, (0, 0)))
   windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(1, 2))
-  return np.einsum("bhwcij,ijco->bhwo", windows[:, ::stride, ::stride], kernel.astype(np.float64))
+  windows = windows[:, ::stride, ::stride]
+  windows = windows.reshape(*windows.shape[:3], -1, inputs, k, k)
+  kernel = kernel.astype(np.float64).reshape(k, k, inputs, windows.shape[3], -1)
+  y = np.einsum("bhwgcij,ijcgo->bhwgo", windows, kernel, optimize=True)
+  return y.reshape(*y.shape[:3], -1)
 
 
 def numpy_max_pool(x):
@@ -100,3 +123,17 @@ def assert_maps_agree(maps, expected):
   for got, want in zip(maps, expected, strict=True):
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def assert_gradient_reaches_every_parameter(model, images, *, train=True):
+  """From a weighted sum of the last map."""
+  weights = np.random.default_rng(1).normal(size=model.stage_channels[-1]).astype(np.float32)
+
+  def loss(model):
+    return jnp.einsum("bhwc,c->", model(images, train=train)[-1], weights)
+
+  gradients = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(model))
+  assert len(gradients) == len(leaves(model, nnx.Param))
+  for path, gradient in gradients:
+    assert np.isfinite(gradient[...]).all(), path
+    assert np.abs(gradient[...]).max() > 1e-4, path
