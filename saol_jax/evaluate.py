@@ -53,7 +53,8 @@ def evaluate(
   results = {}
   for name, variables in candidates.items():
     sums, last_line = None, time.monotonic()
-    for number, batch in enumerate(padded_batches(source, experiment.eval_batch_size)):
+    batches = padded_batches(source, experiment.eval_batch_size, **experiment.my_part)
+    for number, batch in enumerate(batches):
       check_stop()
       new = experiment.eval_step(variables, experiment.put(batch))
       sums = new if sums is None else jax.tree.map(jax.numpy.add, sums, new)

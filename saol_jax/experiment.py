@@ -106,6 +106,11 @@ class Experiment:
       jax.eval_shape(self.init),
     )
 
+  @property
+  def my_part(self) -> dict[str, int]:
+    """Which part of each batch this process reads, as the loader wants it told."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """What the steps need of a batch, split over the devices."""
     return put_batch(self.mesh, {name: batch[name] for name in _OF_BATCH if name in batch})

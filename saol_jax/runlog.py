@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from saol_jax.tensorflow_cpu import import_tensorflow
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,14 +68,10 @@ def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
 
 
 def _tensorboard_writer(workdir: pathlib.Path):
-  # TensorFlow writes events here, and computes nothing: its notes on speed would be noise.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:
-    import tensorflow as tf
+    import_tensorflow()
     from clu import metric_writers
   except ImportError as error:
     logger.info("No TensorBoard events: %s is not installed", error.name)
     return None
-  tf.config.set_visible_devices([], "GPU")  # the accelerator's memory is ours
   return metric_writers.SummaryWriter(str(workdir / "tensorboard"))

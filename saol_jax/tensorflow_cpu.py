@@ -13,8 +13,9 @@ def import_tensorflow():
   Raises:
     ImportError: it is not installed.
   """
-  # Its notes on speed, and a line for every broken image, would be noise: we name these ourselves.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  # Its notes on speed, and lines for every broken image, would be noise: we name these ourselves.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # JAX sets 1 when it is imported
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 

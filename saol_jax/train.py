@@ -101,7 +101,9 @@ class _Run:
     step = first_step = int(state.step)
     chrono = Chrono(last_step, config.batch_size, elapsed=self._elapsed_before())
     chrono.begin(step)
-    loader = Loader(self.experiment.train, config.batch_size, config.seed)
+    loader = Loader(
+      self.experiment.train, config.batch_size, config.seed, **self.experiment.my_part
+    )
     numbers = range(first_step, last_step)
     in_flight = collections.deque()
 

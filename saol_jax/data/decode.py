@@ -15,17 +15,17 @@ What is done differently from torchvision and from Flax's ImageNet example, for 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from saol_jax.data.records import Parse, parse_row
 from saol_jax.tensorflow_cpu import import_tensorflow
-
-Parse = Callable[[Any], dict[str, Any]]
 
 _TRIES = 10  # windows drawn before the fallback, as in torchvision
 _DRAWS = 2 * _TRIES + 2  # uniform numbers an image: areas, aspect ratios, and where
 _JPEG = b"\xff\xd8\xff"
+_BMP = b"BM"
+_PLAIN_BMP = b"\x18\x00\x00\x00\x00\x00"  # from byte 28: 24 bits a pixel, not compressed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,7 @@ class Decoder:
 
     Args:
       geometry: of the images.
-      parse: from a record, a scalar string tensor, to `image` (its encoded bytes), and where the
-        record has them `label` (int64 scalar) and `box` ((4,) float32, as in `Decoded`).
+      parse: what a record holds.
       train: draw the windows at random.
       threads: images decoded at once; 0 for as many as there are cores.
     """
@@ -173,7 +172,7 @@ class Decoder:
     broken = {}
     for place in np.setdiff1d(np.arange(n), places).tolist():
       try:
-        row = {name: value.numpy() for name, value in self._parse(records[place]).items()}
+        row = parse_row(self._parse, records[place])
         labels[place] = row.get("label", -1)
         boxes[place] = row.get("box", np.nan)
         pixels = read_odd(row["image"])
@@ -197,7 +196,11 @@ class Decoder:
       return _decode_window(tf, encoded, window, size), full, window
 
     def whole():
-      pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+      # TensorFlow takes the indices of a palette for shades of grey: any other BMP is "odd".
+      plain = tf.strings.substr(encoded, 28, len(_PLAIN_BMP)) == _PLAIN_BMP
+      odd = (tf.strings.substr(encoded, 0, len(_BMP)) == _BMP) & ~plain
+      encoded_or_none = tf.where(odd, b"", encoded)
+      pixels = tf.io.decode_image(encoded_or_none, channels=3, expand_animations=False)
       pixels = _turn(tf, pixels, orientation)
       full = tf.shape(pixels)[:2]
       window = self._window(full, draws)

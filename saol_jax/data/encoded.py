@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import threading
+from collections.abc import Container
 
 import numpy as np
 
@@ -155,12 +156,23 @@ class EncodedSource:
     else:
       boxes = self._records.boxes[rows]
     self._note_boxes(indices, boxes, decoded.sizes)
+    self._check_labels(indices, labels, decoded.broken)
     self._note_broken(indices, {**decoded.broken, **read.failures}, train=draws is not None)
     return decoded, labels, boxes_in_window(boxes, decoded.windows, self.geometry.size)
 
   def _batch(self, images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> dict:
     batch = {"image": images, "label": labels}
     return batch | {"box": boxes} if self._records.has_boxes else batch
+
+  def _check_labels(self, indices: np.ndarray, labels: np.ndarray, broken: Container[int]) -> None:
+    """Raises UserError at a label that is no class: -1 is what a test split without labels has."""
+    for place in np.flatnonzero((labels < 0) | (labels >= len(self.info.class_names))).tolist():
+      if place not in broken:
+        raise UserError(
+          f"{printable(self.name(int(indices[place])))} has the label {labels[place]}, expected 0 to "
+          f"{len(self.info.class_names) - 1}; choose splits with labels: --config.data.train_split, "
+          "--config.data.test_split"
+        )
 
   def _note_broken(self, indices: np.ndarray, broken: dict[int, str], *, train: bool) -> None:
     """Names new broken images in the log; in training, ends the run when they are too many."""

@@ -63,25 +63,34 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def padded_batches(
-  source: Source, batch_size: int, examples: np.ndarray | None = None
+  source: Source,
+  batch_size: int,
+  examples: np.ndarray | None = None,
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[Batch]:
   """Examples once each, in order, as evaluation sees them.
 
   Args:
     source: of the examples.
-    batch_size: B.
+    batch_size: B, over all processes.
     examples: (n,) which ones; None for all.
+    process_index, process_count: this process reads its equal, consecutive part of each batch. All
+      processes get as many batches.
 
   Yields:
-    Batches of B with a `mask` (B,) float32 that is 0 where the last one is padded, and where an
-    image is broken.
+    Batches of B / `process_count` with a `mask` (float32, one an example) that is 0 where the last
+    one is padded, and where an image is broken.
   """
   examples = np.arange(len(source)) if examples is None else examples
+  share = batch_size // process_count
+  part = slice(process_index * share, (process_index + 1) * share)
 
   def make(start: int) -> Batch:
     chosen = examples[start : start + batch_size]
-    batch = dict(source[np.resize(chosen, batch_size)])
-    real = (np.arange(batch_size) < len(chosen)) & ~batch.pop("broken", np.False_)
+    batch = dict(source[np.resize(chosen, batch_size)[part]])
+    real = (np.arange(batch_size) < len(chosen))[part] & ~batch.pop("broken", np.False_)
     return batch | {"mask": real.astype(np.float32)}
 
   yield from prefetch(make, range(0, len(examples), batch_size))

@@ -1,10 +1,14 @@
 """Where encoded images come from, as `encoded.EncodedSource` needs it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+# From a record, a TensorFlow string, to `image` (its encoded bytes), and where the record has them
+# `label` (int64 scalar) and `box` ((4,) float32, y_min, x_min, y_max, x_max as shares of the image).
+Parse = Callable[[Any], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Records(Protocol):
     """The records at `indices` (n,); may be called from several threads."""
 
   def parse(self, record: Any) -> dict[str, Any]:
-    """A record as a TensorFlow string to `image`, and perhaps `label` and `box`: see `Decoder`."""
+    """What a record holds, see `Parse`."""
 
   def key(self, index: int) -> str:
     """A short name of an example, which no other has."""
@@ -56,7 +60,7 @@ class Records(Protocol):
     """What a person finds an example by, wherever the data set lies."""
 
 
-def parse_row(records: Records, record: bytes) -> dict[str, Any]:
+def parse_row(parse: Parse, record: bytes) -> dict[str, Any]:
   """One record as bytes and NumPy arrays: `image`, and perhaps `label` and `box`."""
-  row = records.parse(record)
+  row = parse(record)
   return {name: getattr(value, "numpy", lambda value=value: value)() for name, value in row.items()}

@@ -166,7 +166,7 @@ def _examples(
   """Resized examples, in order."""
 
   def make(index: int, record: bytes, reason: str | None) -> dict[str, Any]:
-    row = parse_row(records, record) if reason is None else {"image": b"", "label": -1}
+    row = parse_row(records.parse, record) if reason is None else {"image": b"", "label": -1}
     size, encoded = _smaller(row["image"], short_side, quality, upright=records.upright)
     if size is None:
       logger.warning("Broken image, copied as it is: %s", records.name(index))

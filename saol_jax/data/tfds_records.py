@@ -92,8 +92,17 @@ class TfdsRecords:
 
   def read(self, indices: np.ndarray) -> Read:
     """The serialised examples at `indices` (n,)."""
-    records = list(self._source.__getitems__(indices.tolist()))
-    return Read(records, np.ones(len(indices), np.int32), {})
+    failures = {}
+    try:
+      records = list(self._source.__getitems__(indices.tolist()))
+    except RuntimeError:  # a damaged file: find out which of them it concerns
+      records = [b""] * len(indices)
+      for place, index in enumerate(indices.tolist()):
+        try:
+          (records[place],) = self._source.__getitems__([index])
+        except RuntimeError as error:
+          failures[place] = str(error)
+    return Read(records, np.ones(len(indices), np.int32), failures)
 
   def parse(self, record: Any) -> dict[str, Any]:
     """A serialised tf.train.Example to its image, label and box."""
@@ -111,11 +120,12 @@ class TfdsRecords:
     return row
 
   def key(self, index: int) -> str:
-    """Its file's name, where the data set keeps it; else its place in the split."""
-    if self._name_field is None:
+    """Its file's name, where the data set keeps it and it can be read; else its place."""
+    read = self.read(np.array([index])) if self._name_field else None
+    if read is None or read.failures:
       return f"{self._split}/{index}"
     kind = {self._name_field: self._tf.io.FixedLenFeature([], self._tf.string)}
-    example = self._tf.io.parse_single_example(self._source[index], kind)
+    example = self._tf.io.parse_single_example(read.records[0], kind)
     return example[self._name_field].numpy().decode(errors="replace")
 
   def name(self, index: int) -> str:
