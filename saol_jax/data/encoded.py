@@ -169,9 +169,9 @@ class EncodedSource:
     for place in np.flatnonzero((labels < 0) | (labels >= len(self.info.class_names))).tolist():
       if place not in broken:
         raise UserError(
-          f"{printable(self.name(int(indices[place])))} has the label {labels[place]}, expected 0 to "
-          f"{len(self.info.class_names) - 1}; choose splits with labels: --config.data.train_split, "
-          "--config.data.test_split"
+          f"{printable(self.name(int(indices[place])))} has the label {labels[place]}, expected 0 "
+          f"to {len(self.info.class_names) - 1}; choose splits that have labels with "
+          "--config.data.train_split and --config.data.test_split"
         )
 
   def _note_broken(self, indices: np.ndarray, broken: dict[int, str], *, train: bool) -> None:

@@ -86,7 +86,8 @@ class FolderRecords:
       records.append(record)
     return Read(records, orientations, failures)
 
-  def parse(self, record: Any) -> dict[str, Any]:
+  @staticmethod
+  def parse(record: Any) -> dict[str, Any]:
     """The record is the image."""
     return {"image": record}
 
@@ -146,8 +147,8 @@ def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
       return list(entries)
   except OSError as error:
     raise UserError(
-      f"{printable(folder)} cannot be listed: {error.strerror}; data.name='folder' reads all folders "
-      "below DIR/train and DIR/val"
+      f"{printable(folder)} cannot be listed: {error.strerror}; data.name='folder' reads all "
+      "folders below DIR/train and DIR/val"
     ) from error
 
 

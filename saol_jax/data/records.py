@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 # From a record, a TensorFlow string, to `image` (its encoded bytes), and where the record has them
-# `label` (int64 scalar) and `box` ((4,) float32, y_min, x_min, y_max, x_max as shares of the image).
+# `label` (int64 scalar) and `box` ((4,) float32: y_min, x_min, y_max, x_max, shares of the image).
 Parse = Callable[[Any], dict[str, Any]]
 
 

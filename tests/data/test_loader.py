@@ -105,6 +105,21 @@ def test_padded_batches_hold_each_example_once_in_order(size, batch_size):
   np.testing.assert_array_equal(row[mask == 1], range(size))
 
 
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_evaluation_out_without_a_gap(process_count):
+  """11 examples in batches of 8: all get two batches, and together each example once."""
+  whole = list(padded_batches(numbered(11), 8))
+  parts = [
+    list(padded_batches(numbered(11), 8, process_index=i, process_count=process_count))
+    for i in range(process_count)
+  ]
+  assert {len(part) for part in parts} == {2}
+  for number, batch in enumerate(whole):
+    for name in batch:
+      joined = np.concatenate([part[number][name] for part in parts])
+      np.testing.assert_array_equal(joined, batch[name])
+
+
 # Prefetching
 
 
