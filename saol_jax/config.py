@@ -18,6 +18,10 @@ WATCHING = (
   "data.max_bad_fraction",
   "evaluate.checkpoint",
   "evaluate.split",
+  "localize.split",
+  "localize.threshold_split",
+  "localize.num_threshold_images",
+  "localize.maps",
 )
 
 _AT_LEAST_ONE = (
@@ -47,6 +51,7 @@ _AT_LEAST_ZERO = (
   "loss.distillation_beta",
   "optimizer.weight_decay",
   "optimizer.clip_norm",
+  "localize.num_threshold_images",
 )
 _SHARES = (
   "model.dropout",
@@ -144,6 +149,12 @@ def default_config() -> ml_collections.ConfigDict:
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.checkpoint = "latest"  # of --mode=evaluate: latest or best
   evaluate.split = "auto"  # of --mode=evaluate: validation, test; auto: as during training
+
+  config.localize = localize = ml_collections.ConfigDict()
+  localize.split = "test"  # of --mode=localize, that is reported: test, validation or train
+  localize.threshold_split = "auto"  # where thresholds are chosen; auto: validation, or else train
+  localize.num_threshold_images = 2000  # of it, evenly spaced; 0: all
+  localize.maps = ""  # names with commas between, see explain.py; empty: all but of early stages
   return config
 
 
@@ -164,6 +175,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
   _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
   _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
+  splits = ("train", "validation", "test")
+  _one_of("localize.split", config.localize.split, splits)
+  _one_of("localize.threshold_split", config.localize.threshold_split, ("auto", *splits))
   _one_of("data.bad_in_evaluation", config.data.bad_in_evaluation, ("fail", "count"))
   for name in _AT_LEAST_ONE:
     _at_least(name, _get(config, name), 1)

@@ -1,5 +1,8 @@
 """`--mode=localize`: how well each kind of map finds the object, as a table, a file and a plot."""
 
+import concurrent.futures
+import functools
+import itertools
 import json
 import logging
 import os
@@ -15,7 +18,7 @@ from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from saol_jax import explain
+from saol_jax import explain, localization
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
@@ -24,13 +27,12 @@ from saol_jax.distributed import replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
 from saol_jax.experiment import Experiment
-from saol_jax.localization import resize_maps
 from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
 from saol_jax.report import DPI, GREY, INK, PALE, save
 from saol_jax.train_step import head_log_probs
 from saol_jax.workdir import check_config
-from saol_jax.wsol import THRESHOLDS, BoxScores
+from saol_jax.wsol import THRESHOLDS, BoxScores, Overlaps, PixelScores, overlaps, pixel_counts
 
 logger = logging.getLogger(__name__)
 
@@ -45,37 +47,32 @@ _COLUMNS = {
   "IoU .5": "box_acc_50",
   "IoU .7": "box_acc_70",
   "MaxBoxAccV2": "max_box_acc_v2",
+  "PxAP": "px_ap",  # only of data sets with masks
 }
 _COLOURS = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#1b7c83", "#bf3989", "#57606a", "#0a3069")
 _CAM_COLOUR = "#e16f24"
 
 
 def localize_workdir(
-  config: ml_collections.ConfigDict,
-  workdir: str | pathlib.Path,
-  *,
-  split: str = "test",
-  threshold_split: str = "auto",
-  num_threshold_images: int = 2000,
-  maps: Sequence[str] = (),
+  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
 ) -> dict[str, float]:
   """Scores every map of a checkpoint on a split with boxes.
+
+  The threshold of each map is chosen on another split: validation where `data.validation` holds
+  some out, else train. The result is a function of the checkpoint and the config.
 
   Writes `workdir/localization_SPLIT_CHECKPOINT.json` and `.png`. Nothing else there changes.
 
   Args:
-    config: of the run; `evaluate.checkpoint` says which checkpoint, latest or best. The moving
-      average of the parameters is used where there is one.
+    config: of the run; `localize` says what is scored, `evaluate.checkpoint` which checkpoint,
+      latest or best. The moving average of the parameters is used where there is one. Without
+      `localize.maps` the maps are all that one forward pass gives and both kinds of Grad-CAM on the
+      last stage, see `explain.map_names`.
     workdir: of the run.
-    split: that is reported.
-    threshold_split: on which the threshold of each map is chosen; auto: validation where
-      data.validation holds some out, else train.
-    num_threshold_images: how many of those to use, evenly spaced; 0 for all.
-    maps: names, see `explain.map_names`; () for all that one forward pass gives and both kinds of
-      Grad-CAM on the last stage.
 
   Returns:
-    `SPLIT/MAP_SCORE` for the threshold and each score of `wsol.BoxScores`.
+    `SPLIT/MAP_SCORE` for the threshold, each score of `wsol.BoxScores`, and `px_ap` where the data
+    set has masks of its objects.
 
   Raises:
     UserError: no checkpoint there, or one of another config; no boxes; an unknown map; or the
@@ -83,27 +80,30 @@ def localize_workdir(
   """
   config, workdir = resolve(config), pathlib.Path(workdir)
   check_config(config, workdir)
+  split, threshold_split = config.localize.split, config.localize.threshold_split
   if threshold_split == "auto":
     threshold_split = "validation" if config.data.validation else "train"
   if threshold_split == split:
     raise UserError(
       f"The thresholds would be chosen on the reported split, {split!r}; choose them on another "
-      "one: validation (with data.validation above 0) or train"
+      "one with localize.threshold_split: validation (with data.validation above 0) or train"
     )
   experiment = Experiment(config)
   check_classes(experiment.info, workdir)
-  names = tuple(maps) or _default_maps(experiment)
+  wanted = (name.strip() for name in config.localize.maps.split(","))
+  names = tuple(filter(None, wanted)) or _default_maps(experiment)
   source, threshold_source = (_with_boxes(experiment, name) for name in (split, threshold_split))
   state = restore_wanted(experiment, workdir)
   variables = state.variables if state.ema is None else state.ema
 
   places = threshold_source.boxed
-  if 0 < num_threshold_images < len(places):
-    places = places[np.linspace(0, len(places) - 1, num_threshold_images).round().astype(int)]
+  most = config.localize.num_threshold_images
+  if 0 < most < len(places):
+    places = places[np.linspace(0, len(places) - 1, most).round().astype(int)]
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
-  chosen = box_scores(experiment, variables, threshold_source, names, places, threshold_split)
-  found = box_scores(experiment, variables, source, names, source.boxed, split)
+  chosen, _ = map_scores(experiment, variables, threshold_source, names, places, threshold_split)
+  found, pixels = map_scores(experiment, variables, source, names, source.boxed, split)
   results = {}
   for name in names:
     threshold = chosen[name].best_threshold()
@@ -112,6 +112,8 @@ def localize_workdir(
       **found[name].at(threshold),
       **found[name].best(),
     }
+    if name in pixels:
+      results[name]["px_ap"] = pixels[name].average_precision()
   curves = {name: found[name].curve() for name in names}
 
   path = workdir / f"localization_{split}_{wanted}.json"
@@ -145,15 +147,18 @@ def localize_workdir(
   }
 
 
-def box_scores(
+def map_scores(
   experiment: Experiment,
   variables: Variables,
   source: Source,
   names: Sequence[str],
   places: np.ndarray,
   split: str,
-) -> dict[str, BoxScores]:
+) -> tuple[dict[str, BoxScores], dict[str, PixelScores]]:
   """Scores the maps of the true class, at the size of the image.
+
+  Memory does not grow with the number of examples. OpenCV's contours, which take most of the time
+  of large images, are found on all cores.
 
   Args:
     experiment: of the run.
@@ -164,37 +169,58 @@ def box_scores(
     split: its name, for the lines of progress.
 
   Returns:
-    For each name its scores. A label is the prediction of the head that the map belongs to.
+    For each name its scores; by pixels only where the source has masks. A label is the prediction
+    of the head that the map belongs to.
   """
   predict = _make_predict(experiment, names)
-  found = {name: BoxScores() for name in names}
-  last_line = time.monotonic()
-  for batch in padded_batches(source, experiment.eval_batch_size, places):
-    put = experiment.put(batch)
-    maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
-    size = batch["image"].shape[1:3]
-    for index in np.flatnonzero(batch["mask"]):
-      one = slice(index, index + 1)
-      for name in names:
-        # One at a time: a batch of maps at the size of the image need not fit into memory.
-        rank = ranks[explain.head_of(name)][one]
-        found[name].add(resize_maps(maps[name][one], size), batch["box"][one], rank < 1, rank < 5)
-      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-        last_line = time.monotonic()
-        done = found[names[0]].count
-        share = 100 * done / len(places)
-        logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
-  return found
+  boxes, pixels = {name: BoxScores() for name in names}, {}
+  done, last_line = 0, time.monotonic()
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for batch in padded_batches(source, experiment.eval_batch_size, places):
+      put = experiment.put(batch)
+      maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
+      real = np.flatnonzero(batch["mask"])
+      scored = pool.map(
+        functools.partial(_score_image, size=batch["image"].shape[1:3]),
+        ({name: maps[name][index] for name in names} for index in real),
+        batch["box"][real],
+        batch["object_mask"][real] if "object_mask" in batch else itertools.repeat(None),
+      )
+      for index, image_scores in zip(real, scored, strict=True):
+        for name, (ious, counts) in image_scores.items():
+          rank = ranks[explain.head_of(name)][index]
+          boxes[name].add_overlaps(ious, top1=rank < 1, top5=rank < 5)
+          if counts is not None:
+            pixels.setdefault(name, PixelScores()).add_counts(counts)
+        done += 1
+        if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+          last_line = time.monotonic()
+          share = 100 * done / len(places)
+          logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
+  return boxes, pixels
+
+
+def _score_image(
+  maps: Mapping[str, np.ndarray], box: np.ndarray, mask: np.ndarray | None, *, size: tuple[int, int]
+) -> dict[str, tuple[Overlaps, np.ndarray | None]]:
+  """Overlaps, and pixel counts where there is a mask, of each map (h, w) of one image."""
+  results = {}
+  for name, score_map in maps.items():
+    large = localization.normalise(localization.resize_maps(score_map, size))
+    results[name] = overlaps(large, box), None if mask is None else pixel_counts(large, mask)
+  return results
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
   """Maps x scores in percent as aligned text, the best of each column with a star."""
-  best = {key: max(result[key] for result in results.values()) for key in _COLUMNS.values()}
-  rows = [["map", "threshold", *_COLUMNS]]
+  scores = set.intersection(*(set(result) for result in results.values()))
+  columns = {title: key for title, key in _COLUMNS.items() if key in scores}
+  best = {key: max(result[key] for result in results.values()) for key in columns.values()}
+  rows = [["map", "threshold", *columns]]
   for name, result in results.items():
     cells = [
       f"{100 * result[key]:.2f}{'*' if result[key] == best[key] else ' '}"
-      for key in _COLUMNS.values()
+      for key in columns.values()
     ]
     rows.append([name, f"{result['threshold']:.3f}", *cells])
   rows[0][2:] = [f"{title} " for title in rows[0][2:]]  # above the digits, not the star

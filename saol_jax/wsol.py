@@ -126,14 +126,17 @@ class BoxScores:
       top5: (B,) bool, the right label is among the first five.
     """
     for score_map, box, first, fifth in zip(maps, boxes, top1, top5, strict=True):
-      ious = overlaps(normalise(score_map), box)
-      hit = ious.exact >= _MAIN_IOU
-      self.count += 1
-      self._known += hit
-      self._top1 += hit & bool(first)
-      self._top5 += hit & bool(fifth)
-      self._largest += ious.largest >= _MAIN_IOU
-      self._best += ious.best >= np.array(IOUS)[:, None]
+      self.add_overlaps(overlaps(normalise(score_map), box), top1=first, top5=fifth)
+
+  def add_overlaps(self, ious: Overlaps, *, top1: bool, top5: bool) -> None:
+    """Counts one map whose overlaps are known already."""
+    hit = ious.exact >= _MAIN_IOU
+    self.count += 1
+    self._known += hit
+    self._top1 += hit & bool(top1)
+    self._top5 += hit & bool(top5)
+    self._largest += ious.largest >= _MAIN_IOU
+    self._best += ious.best >= np.array(IOUS)[:, None]
 
   def curve(self) -> np.ndarray:
     """(1000,) GT-known localisation at each of `THRESHOLDS`, see `at`."""
@@ -181,6 +184,33 @@ class BoxScores:
     }
 
 
+IGNORED = 255  # value of a mask's pixels that are not counted
+
+
+def pixel_counts(score_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Pixels of one map by truth and by the highest of `THRESHOLDS` and 1 that they reach.
+
+  Args:
+    score_map: (H, W) in [0, 1].
+    mask: (H, W) uint8, 1 object, 0 background, 255 not counted.
+
+  Returns:
+    (2, 1001) integers, background first.
+
+  Raises:
+    ValueError: another shape, or another value in the mask.
+  """
+  if score_map.shape != mask.shape:
+    raise ValueError(f"map {score_map.shape} and mask {mask.shape} must have one shape")
+  odd = np.setdiff1d(mask, (0, 1, IGNORED))
+  if odd.size:
+    raise ValueError(f"mask holds the value {odd[0]}; expected 0 background, 1 object, 255 ignored")
+  edges = np.append(THRESHOLDS, 1.0)
+  bins = np.searchsorted(edges, score_map.ravel(), side="right") - 1
+  truths = ((mask == truth).ravel() for truth in (0, 1))
+  return np.array([np.bincount(bins[truth], minlength=len(edges)) for truth in truths])
+
+
 class PixelScores:
   """PxAP, the area under the precision-recall curve of pixels, over a data set with masks.
 
@@ -190,11 +220,8 @@ class PixelScores:
   unlike the boxes, and not as a byte), t in `THRESHOLDS` and 1.
   """
 
-  IGNORED = 255
-
   def __init__(self):
     """Starts with no maps."""
-    # Pixels by truth (0 background, 1 object) and by the highest threshold that they reach.
     self._counts = np.zeros((2, len(THRESHOLDS) + 1), np.int64)
 
   def add(self, maps: np.ndarray, masks: np.ndarray) -> None:
@@ -202,24 +229,14 @@ class PixelScores:
 
     Args:
       maps: (B, H, W), of any range; constant ones and those with a NaN count as zeros.
-      masks: (B, H, W) uint8, 1 object, 0 background, 255 not counted.
-
-    Raises:
-      ValueError: another shape, or another value in the masks.
+      masks: (B, H, W) uint8, see `pixel_counts`.
     """
-    masks = np.asarray(masks)
-    if np.shape(maps) != masks.shape:
-      raise ValueError(f"maps {np.shape(maps)} and masks {masks.shape} must have one shape")
-    odd = np.setdiff1d(masks, (0, 1, self.IGNORED))
-    if odd.size:
-      raise ValueError(
-        f"masks hold the value {odd[0]}; expected 0 background, 1 object, 255 ignored"
-      )
-    edges = np.append(THRESHOLDS, 1.0)
     for score_map, mask in zip(maps, masks, strict=True):
-      bins = np.searchsorted(edges, normalise(score_map).ravel(), side="right") - 1
-      for truth in (0, 1):
-        self._counts[truth] += np.bincount(bins[mask.ravel() == truth], minlength=len(edges))
+      self.add_counts(pixel_counts(normalise(score_map), mask))
+
+  def add_counts(self, counts: np.ndarray) -> None:
+    """Counts one map whose pixels are counted already."""
+    self._counts += counts
 
   def average_precision(self) -> float:
     """PxAP, in [0, 1].

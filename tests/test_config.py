@@ -67,6 +67,9 @@ BAD = {
   "optimizer.ema_decay": [-0.1, 1.0, NAN],
   "evaluate.checkpoint": ["newest"],
   "evaluate.split": ["train"],
+  "localize.split": ["auto", "val"],
+  "localize.threshold_split": ["val"],
+  "localize.num_threshold_images": [-1],
 }
 # Checked against what is known elsewhere (data sets, backbones, schedules, ...), or any value goes.
 UNCHECKED = {
@@ -87,6 +90,7 @@ UNCHECKED = {
   "optimizer.decay_all",
   "optimizer.multipliers",
   "optimizer.schedule",
+  "localize.maps",
 }
 
 

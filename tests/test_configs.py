@@ -12,6 +12,7 @@ from saol_jax.config import resolve
 from saol_jax.errors import UserError
 from saol_jax.evaluate import evaluate_workdir
 from saol_jax.experiment import Experiment
+from saol_jax.localize import localize_workdir
 from saol_jax.train import train_and_evaluate
 from tests.support import ROOT, TINY, tiny_config
 
@@ -57,7 +58,7 @@ class Recording:
 
 
 def test_every_field_is_read(monkeypatch, tmp_path):
-  """By a training and an evaluation; validation of values alone does not count."""
+  """By a training, an evaluation and a localisation; validation of values alone does not count."""
   read: set[str] = set()
   built = Experiment.__init__
 
@@ -78,8 +79,21 @@ def test_every_field_is_read(monkeypatch, tmp_path):
   )
   train_and_evaluate(config, tmp_path / "run")
   evaluate_workdir(config, tmp_path / "run")
+  monkeypatch.setattr("saol_jax.localize.resolve", lambda config: Recording(resolved(config), read))
+  monkeypatch.setattr("saol_jax.localize.check_config", lambda *_: None)
+  monkeypatch.setattr("saol_jax.localize.map_scores", _stop_here)
+  with pytest.raises(_Enough):
+    localize_workdir(config, tmp_path / "run")
   _experiment_on_encoded_images(tmp_path / "images")
   assert fields(config) - read == set()
+
+
+class _Enough(Exception):
+  pass
+
+
+def _stop_here(*_):
+  raise _Enough
 
 
 def _experiment_on_encoded_images(folder: pathlib.Path) -> None:

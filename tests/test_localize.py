@@ -17,7 +17,7 @@ from saol_jax.experiment import Experiment
 from saol_jax.localize import localize_workdir
 from saol_jax.train import train_and_evaluate
 from tests.support import tiny_config
-from tests.test_wsol import spelled_out
+from tests.test_wsol import average_precision, spelled_out
 
 MAPS = ("class", "cam", "gap_gradcam_3")
 SIZES = {"train": 50, "test": 27}
@@ -32,7 +32,8 @@ def small_sources():
 
   def part(self, split):
     source, n = whole(self, split), SIZES[split]
-    return ArraySource(source.images[:n], source.labels[:n], source.info, boxes[:n].astype("int32"))
+    first = (source.images[:n], source.labels[:n], source.info, boxes[:n].astype("int32"))
+    return ArraySource(*first, source.object_masks[:n])
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Experiment, "source", part)
@@ -42,6 +43,7 @@ def small_sources():
 def config(**changes):
   fields = {"num_train_steps": 4, "eval_every_steps": 4, "eval_batch_size": 12}
   fields |= {"loss__mask_weight": 0.0, "loss__consistency_weight": 0.0}  # quicker to compile
+  fields |= {"localize__maps": ", ".join(MAPS), "localize__num_threshold_images": 10}
   return tiny_config(**fields | changes)
 
 
@@ -49,12 +51,12 @@ def config(**changes):
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   train_and_evaluate(config(), workdir)
-  results = localize_workdir(config(), workdir, maps=MAPS, num_threshold_images=10)
+  results = localize_workdir(config(), workdir)
   return workdir, results
 
 
 def recomputed(workdir, split, places):
-  """Box accuracy curves by map, and whether each label is right, from the checkpoint."""
+  """Hits by box by map, whether each label is right, PxAP by map; all from the checkpoint."""
   experiment = Experiment(localize.resolve(config()))
   state = evaluate.restore_wanted(experiment, workdir)
   source = experiment.source(split)
@@ -70,27 +72,29 @@ def recomputed(workdir, split, places):
     "cam": cam,
     "gap_gradcam_3": np.maximum(cam, 0),
   }
-  hits = {}
+  hits, px_ap = {}, {}
   for name, values in maps.items():
     large = np.asarray(jax.image.resize(values, (len(places), 32, 32), "bilinear"))
-    hits[name] = []
+    hits[name], scaled = [], []
     for m, (y0, x0, y1, x1) in zip(large, source.boxes[places], strict=True):
       m = (m - m.min()) / (m.max() - m.min()) if np.ptp(m) > 0 else np.zeros_like(m)
       truth = [[x0, y0, x1, y1]]
       hits[name].append(spelled_out(m.astype(np.float32), truth, every=False, plus=0) >= 0.5)
+      scaled.append(m)
+    px_ap[name] = average_precision(np.array(scaled), source.object_masks[places])
   order = {
     "class": np.argsort(-np.asarray(output.spatial.log_probs), 1, kind="stable"),
     "cam": np.argsort(-np.asarray(output.gap_logits), 1, kind="stable"),
   }
   order["gap_gradcam_3"] = order["cam"]
   label_hits = {name: rows == labels[:, None] for name, rows in order.items()}
-  return {name: np.array(rows) for name, rows in hits.items()}, label_hits
+  return {name: np.array(rows) for name, rows in hits.items()}, label_hits, px_ap
 
 
 def test_scores_are_those_of_a_recomputation(finished):
   workdir, results = finished
-  chosen, _ = recomputed(workdir, "train", np.linspace(0, 49, 10).round().astype(int))
-  found, labels = recomputed(workdir, "test", np.arange(27))
+  chosen, _, _ = recomputed(workdir, "train", np.linspace(0, 49, 10).round().astype(int))
+  found, labels, px_ap = recomputed(workdir, "test", np.arange(27))
   # A pixel whose byte is rounded the other way moves a box now and then: one image at most.
   slack = 1.01 / 27
   for name in MAPS:
@@ -103,6 +107,7 @@ def test_scores_are_those_of_a_recomputation(finished):
     assert results[f"test/{name}_top1_loc"] == pytest.approx(top1, abs=slack), name
     top5 = (hit & labels[name][:, :5].any(1)).mean()
     assert results[f"test/{name}_top5_loc"] == pytest.approx(top5, abs=slack), name
+    assert results[f"test/{name}_px_ap"] == pytest.approx(px_ap[name], abs=1e-3), name
   known = [results[f"test/{name}_gt_known"] for name in MAPS]
   assert min(known) > 0.1  # an empty result would agree with anything
   top5 = [results[f"test/{name}_top5_loc"] for name in MAPS]
@@ -159,15 +164,15 @@ def test_plot_shows_every_curve(finished, tmp_path):
 def test_thresholds_come_from_other_data_than_the_report(finished):
   workdir, _ = finished
   with pytest.raises(UserError, match="reported split, 'test'"):
-    localize_workdir(config(), workdir, threshold_split="test")
+    localize_workdir(config(localize__threshold_split="test"), workdir)
   with pytest.raises(UserError, match="reported split, 'train'"):
-    localize_workdir(config(), workdir, split="train")
+    localize_workdir(config(localize__split="train"), workdir)
 
 
 def test_mistakes_are_one_message(finished, tmp_path, monkeypatch):
   workdir, _ = finished
   with pytest.raises(UserError, match="no map 'heatmap'; expected one of attention, "):
-    localize_workdir(config(), workdir, maps=("heatmap",))
+    localize_workdir(config(localize__maps="class,heatmap"), workdir)
   with pytest.raises(UserError, match="has no checkpoints"):
     localize_workdir(config(), tmp_path)
   with pytest.raises(UserError, match=r"model\.width: 8 there, 9 now"):
@@ -201,7 +206,7 @@ def test_progress_names_the_split_and_the_share(finished, monkeypatch, caplog):
   workdir, _ = finished
   monkeypatch.setattr(localize, "_SECONDS_BETWEEN_LINES", 0.0)
   with caplog.at_level(logging.INFO, "saol_jax"):
-    localize_workdir(config(), workdir, maps=("class",), num_threshold_images=10)
+    localize_workdir(config(localize__maps="class"), workdir)
   assert "  train: localised 10 of 10 images (100 %)" in caplog.messages
   assert "  test: localised 27 of 27 images (100 %)" in caplog.messages
 

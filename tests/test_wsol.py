@@ -240,5 +240,20 @@ def test_pixel_scores_refuse_what_has_no_answer():
     scores.average_precision()
   with pytest.raises(ValueError, match="value 7"):
     scores.add(np.zeros((1, 2, 2)), np.full((1, 2, 2), 7, np.uint8))
-  with pytest.raises(ValueError, match="one shape"):
+  with pytest.raises(ValueError, match="must have one shape"):
     scores.add(np.zeros((1, 2, 2)), np.zeros((1, 2, 3), np.uint8))
+
+
+def test_scores_of_many_maps_are_as_small_as_those_of_one():
+  """Streaming: 50,000 maps need the memory of one."""
+  maps, boxes = two_maps()
+  right, masks = np.ones(2, bool), (maps > 0.5).astype(np.uint8)
+  sizes = []
+  for _ in range(2):
+    by_box, by_pixel = wsol.BoxScores(), wsol.PixelScores()
+    for _ in range(1 + 20 * len(sizes)):
+      by_box.add(maps, boxes, right, right)
+      by_pixel.add(maps, masks)
+    arrays = [*vars(by_box).values(), *vars(by_pixel).values()]
+    sizes.append([np.asarray(value).nbytes for value in arrays])
+  assert sizes[0] == sizes[1]

@@ -26,6 +26,7 @@ _BRIGHTNESS = (0.5, 1.1)
 _CONTRAST = 0.42  # least difference in luma, of 1, between a digit and the mean of what it covers
 _OPACITY = (0.85, 1.0)
 _VISIBLE = 0.3  # share of full ink from which a pixel counts as part of a stroke
+_OBJECT, _NEITHER = 1, 255  # in the masks; what has less ink than a stroke, but some, is neither
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _CHUNK = 2_000  # scenes composed at once, to bound memory
 
@@ -48,7 +49,7 @@ def load(split: str, *, validation: float = 0.0) -> ArraySource:
     validation: in [0, 1), the share of the training digits, and so of the scenes, held out.
 
   Returns:
-    Images of 32 x 32, ten classes, with the tight box of the digit's visible strokes.
+    Images of 32 x 32, ten classes, with the mask of the digit's visible strokes and its tight box.
 
   Raises:
     UserError: `validation` leaves train or validation empty.
@@ -59,14 +60,15 @@ def load(split: str, *, validation: float = 0.0) -> ArraySource:
   indices = scene_digits(part)
   labels = digits.target.astype(np.int32)
   scenes = _draw_scenes(rng, _backgrounds(part), digits.images[indices].astype(np.float32) / 16)
-  source = ArraySource(scenes.images, labels[indices], INFO, scenes.boxes)
+  source = ArraySource(scenes.images, labels[indices], INFO, scenes.boxes, scenes.masks)
   if part == "test":
     return source
   keep = np.zeros(len(labels), bool)
   members = np.unique(indices)
   keep[members] = train_or_validation(labels[members], split, validation)
   keep = np.flatnonzero(keep[indices])
-  return ArraySource(source.images[keep], source.labels[keep], INFO, source.boxes[keep])
+  arrays = (source.boxes[keep], source.object_masks[keep])
+  return ArraySource(source.images[keep], source.labels[keep], INFO, *arrays)
 
 
 def scene_digits(part: str) -> np.ndarray:
@@ -89,6 +91,7 @@ def scene_digits(part: str) -> np.ndarray:
 class _Scenes:
   images: np.ndarray  # (N, SIZE, SIZE, 3) uint8
   boxes: np.ndarray  # (N, 4) int32
+  masks: np.ndarray  # (N, SIZE, SIZE) uint8
 
 
 def _draw_scenes(rng: np.random.Generator, photos: list[np.ndarray], digits: np.ndarray) -> _Scenes:
@@ -96,6 +99,7 @@ def _draw_scenes(rng: np.random.Generator, photos: list[np.ndarray], digits: np.
   n = len(digits)
   images = np.empty((n, SIZE, SIZE, 3), np.uint8)
   boxes = np.empty((n, 4), np.int32)
+  masks = np.zeros((n, SIZE, SIZE), np.uint8)
   for start in range(0, n, _CHUNK):
     chunk = slice(start, min(start + _CHUNK, n))
     ink = _place(rng, digits[chunk])
@@ -105,8 +109,11 @@ def _draw_scenes(rng: np.random.Generator, photos: list[np.ndarray], digits: np.
     alpha = opacity * ink[..., None]
     scene = background + alpha * (colour[:, None, None, :] - background)
     images[chunk] = np.rint(255 * scene)
-    boxes[chunk] = _tight_boxes(ink >= _VISIBLE)
-  return _Scenes(images, boxes)
+    visible = ink >= _VISIBLE
+    boxes[chunk] = _tight_boxes(visible)
+    masks[chunk][ink > 0] = _NEITHER
+    masks[chunk][visible] = _OBJECT
+  return _Scenes(images, boxes, masks)
 
 
 def _place(rng: np.random.Generator, digits: np.ndarray) -> np.ndarray:

@@ -41,6 +41,8 @@ class Source(Protocol):
     label     (n,) int32, in [0, K)
     box       (n, 4) int32, y_min, x_min, y_max, x_max in pixels of `image`, max exclusive; zeros
               where unknown; absent where no example has one
+    object_mask  (n, H, W) uint8, 1 object, 0 background, 255 neither; absent where no example has
+              one
     replaced  (n,) float32, 1 where another example stands in for a broken one; only from `sample`,
               and only of a source that decodes images as it reads them
     broken    (n,) bool, where `image` means nothing; only from `source[indices]`, likewise
@@ -84,6 +86,7 @@ class ArraySource:
     labels: (N,) int32, in [0, K).
     info: the data set's.
     boxes: (N, 4) int32, y_min, x_min, y_max, x_max in pixels, max exclusive; None where unknown.
+    object_masks: (N, H, W) uint8, 1 object, 0 background, 255 neither; None where unknown.
 
   Raises:
     UserError: an array has another shape or dtype, or a label or a box is out of range.
@@ -93,6 +96,7 @@ class ArraySource:
   labels: np.ndarray
   info: DatasetInfo
   boxes: np.ndarray | None = None
+  object_masks: np.ndarray | None = None
 
   def __post_init__(self):
     n = len(self.images)
@@ -104,6 +108,9 @@ class ArraySource:
     if self.boxes is not None:
       _check_array("boxes", self.boxes, (n, 4), np.int32)
       _check_boxes(self.boxes, *self.images.shape[1:3])
+    if self.object_masks is not None:
+      _check_array("object_masks", self.object_masks, self.images.shape[:3], np.uint8)
+      _check_masks(self.object_masks)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -123,6 +130,8 @@ class ArraySource:
     batch = {"image": self.images[indices], "label": self.labels[indices]}
     if self.boxes is not None:
       batch["box"] = self.boxes[indices]
+    if self.object_masks is not None:
+      batch["object_mask"] = self.object_masks[indices]
     return batch
 
   def sample(self, indices: np.ndarray, seed: int, place: int) -> Batch:
@@ -189,6 +198,14 @@ def _check_labels(labels: np.ndarray, num_classes: int):
     raise UserError(
       f"example {bad[0]} has the label {labels[bad[0]]}, but there are {num_classes} classes: "
       f"labels must lie in 0..{num_classes - 1}. {bad.size} of {labels.size} examples are outside."
+    )
+
+
+def _check_masks(masks: np.ndarray):
+  odd = masks[(masks > 1) & (masks < 255)]
+  if odd.size:
+    raise UserError(
+      f"object_masks hold the value {odd[0]}; expected 0 background, 1 object, 255 neither"
     )
 
 

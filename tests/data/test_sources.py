@@ -20,23 +20,25 @@ REPOSITORY = Path(saol_jax.__file__).parents[1]
 # What every source must be
 
 
-def _source(labels=(0, 1), images=None, boxes=None):
+def _source(labels=(0, 1), images=None, boxes=None, object_masks=None):
   if images is None:
     images = np.zeros((len(labels), 4, 6, 3), np.uint8)
   info = DatasetInfo(("a", "b", "c"), (0.5,) * 3, (0.2,) * 3)
-  return ArraySource(images, np.asarray(labels, np.int32), info, boxes)
+  return ArraySource(images, np.asarray(labels, np.int32), info, boxes, object_masks)
 
 
 def test_a_batch_holds_the_examples_asked_for_in_their_order():
   images = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
   boxes = np.array([[0, 0, 1, 1], [0, 0, 2, 2], [1, 2, 4, 6]], np.int32)
-  source = _source([2, 0, 1], images, boxes)
+  masks = np.random.default_rng(0).choice([0, 1, 255], (3, 4, 6)).astype(np.uint8)
+  source = _source([2, 0, 1], images, boxes, masks)
   batch = source[np.array([2, 0, 2])]
   assert len(source) == 3
   assert batch["label"].tolist() == [1, 2, 1]
   np.testing.assert_array_equal(batch["image"], np.stack([images[2], images[0], images[2]]))
   np.testing.assert_array_equal(batch["box"], boxes[[2, 0, 2]])
-  assert "box" not in _source()[np.array([0])]
+  np.testing.assert_array_equal(batch["object_mask"], masks[[2, 0, 2]])
+  assert not {"box", "object_mask"} & set(_source()[np.array([0])])
 
 
 @pytest.mark.parametrize("bad", [-1, 3])
@@ -57,6 +59,8 @@ def test_label_out_of_range_names_the_first_bad_example(bad):
       r"example 1 has the box \[0, 0, 6, 4\], expected y_min < y_max <= 4 and x_min < x_max <= 6",
     ),
     ({"boxes": np.array([[2, 0, 2, 6], [0, 0, 4, 6]], np.int32)}, "example 0 has the box"),
+    ({"object_masks": np.zeros((2, 4, 5), np.uint8)}, r"object_masks .*expected \(2, 4, 6\)"),
+    ({"object_masks": np.full((2, 4, 6), 7, np.uint8)}, "hold the value 7; expected 0 background"),
   ],
 )
 def test_malformed_arrays_are_refused(fields, message):
@@ -132,7 +136,8 @@ def _replace_photos(monkeypatch, columns):
 
 
 def _same(a, b):
-  return all(np.array_equal(getattr(a, f), getattr(b, f)) for f in ("images", "labels", "boxes"))
+  fields = ("images", "labels", "boxes", "object_masks")
+  return all(np.array_equal(getattr(a, field), getattr(b, field)) for field in fields)
 
 
 def test_full_size_scenes_have_the_stated_counts_and_statistics():
@@ -238,6 +243,21 @@ def test_boxes_are_tight_around_the_strokes(few_scenes, plain_photos):
     assert scene[outside].max() < 0.3 + slack
     edges = (scene[y_min], scene[y_max - 1], scene[:, x_min], scene[:, x_max - 1])
     assert min(edge.max() for edge in edges) > 0.3 - slack
+
+
+def test_masks_are_the_strokes_and_a_rim_that_does_not_count(few_scenes, plain_photos):
+  source = load_source("digit_scenes", "validation", validation=0.2)
+  scenes = source.images.astype(np.float64)
+  background = np.median(scenes.reshape(len(scenes), -1, 3), axis=1)[:, None, None]
+  difference = np.abs(scenes - background).sum(-1)
+  ink = difference / difference.max((1, 2), keepdims=True)
+  masks = source.object_masks
+  assert ink[masks == 1].min() > 0.3 - 0.04  # colours are rounded to a 255th
+  assert ink[masks == 0].max() < 0.04
+  assert 0 < ink[masks == 255].max() < 0.3 + 0.04
+  for mask, (y_min, x_min, y_max, x_max) in zip(masks, source.boxes, strict=True):
+    y, x = np.nonzero(mask == 1)
+    assert [y.min(), x.min(), y.max() + 1, x.max() + 1] == [y_min, x_min, y_max, x_max]
 
 
 def test_digits_stand_out_from_what_they_cover(few_scenes, plain_photos):
