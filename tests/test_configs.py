@@ -3,16 +3,20 @@
 import importlib.util
 import pathlib
 
+import jax
 import ml_collections
+import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from saol_jax.backbones import list_backbones
 from saol_jax.config import resolve
 from saol_jax.errors import UserError
 from saol_jax.evaluate import evaluate_workdir
-from saol_jax.experiment import Experiment
+from saol_jax.experiment import Experiment, create_configured
 from saol_jax.localize import localize_workdir
+from saol_jax.multipliers import Multipliers
 from saol_jax.train import train_and_evaluate
 from tests.support import ROOT, TINY, tiny_config
 
@@ -133,6 +137,47 @@ def test_cifar_config_takes_arguments_in_any_order(name):
     config = get_config(path, argument)
     assert (config.data.name, config.model.name, config.model.head) == ("cifar10", name, "gap")
   with pytest.raises(UserError, match="'vgg'"):
+    get_config(path, "vgg")
+
+
+@pytest.mark.parametrize(
+  ("argument", "data", "epochs", "rates", "drops"),
+  [
+    ("cub", "caltech_birds2011", 600, (0.001, 0.01), [150, 300, 450]),
+    ("imagenet,gap", "imagenet2012", 20, (0.01, 0.1), [6, 12, 18]),
+    ("crop,folder", "folder", 100, (0.001, 0.01), [25, 50, 75]),
+  ],
+)
+def test_wsol_recipes_are_those_of_the_literature(argument, data, epochs, rates, drops):
+  """The table of recipes that CutMix and ABN fine-tune with; backbone first, then heads."""
+  config = get_config(ROOT / "configs" / "wsol_saol.py", argument)
+  assert (config.data.name, config.num_epochs, config.data.image_size) == (data, epochs, 224)
+  multipliers = Multipliers.parse(config.optimizer.multipliers)
+  model = nnx.eval_shape(lambda: create_configured(resolve(config), 3, nnx.Rngs(0)))
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  factors = {name: multipliers.factor(path) for name, path in first_paths(params).items()}
+  rate = config.optimizer.learning_rate
+  assert rate * factors.pop("backbone") == pytest.approx(rates[0])
+  assert set(factors) == {"gap"} | ({"saol"} if config.model.head == "saol" else set())
+  assert {rate * factor for factor in factors.values()} == {rates[1]}
+  assert np.multiply(config.optimizer.milestones, epochs) == pytest.approx(drops)
+  assert (config.optimizer.decay_factor, config.optimizer.weight_decay) == (0.1, 1e-4)
+  assert config.data.eval_crop == (0.875 if "crop" in argument else 0)
+  assert (config.model.head == "gap") == ("gap" in argument)
+  assert 224 // model.backbone.stage_strides[-1] == 14
+
+
+def first_paths(params: dict) -> dict:
+  """The path of one parameter of each top-level part."""
+  paths = (path for path, _ in jax.tree.leaves_with_path(params))
+  return {path[0].key: path for path in paths}
+
+
+def test_wsol_config_names_a_bad_argument():
+  path = ROOT / "configs" / "wsol_saol.py"
+  assert get_config(path, "resnet18,folder,64").model.name == "resnet18"
+  assert get_config(path, "resnet18,folder,64").data.image_size == 64
+  with pytest.raises(UserError, match=r"'vgg'.*expected cub, imagenet, folder"):
     get_config(path, "vgg")
 
 
