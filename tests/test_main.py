@@ -85,7 +85,7 @@ BAD_FLAGS = {
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
   "wrong type": (["--config.batch_size=many"], "many"),
   "unknown mode": (["--mode=dance"], "dance"),
-  "unknown backbone": (["--config.model.name=resnet49"], "resnet50"),
+  "unknown backbone": (["--config.model.name=resnet_50"], "resnet50"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 

@@ -1,6 +1,13 @@
 """Backbones: networks that turn images into stage feature maps, coarse last."""
 
-from saol_jax.backbones import efficientnet, mobilenet  # noqa: F401  known by name only
+from saol_jax.backbones import (  # noqa: F401  known by name only
+  cifar_resnet,
+  densenet,
+  efficientnet,
+  mobilenet,
+  pyramidnet,
+  resnext,
+)
 from saol_jax.backbones.inverted_residual import InvertedResidualNetwork
 from saol_jax.backbones.registry import create_backbone, list_backbones, register
 from saol_jax.backbones.resnet import ResNet

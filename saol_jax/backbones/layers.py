@@ -67,6 +67,27 @@ def max_pool(x: jax.Array) -> jax.Array:
   return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+def average_pool(x: jax.Array, *, partial: bool) -> jax.Array:
+  """Halves a map by 2x2 means at stride 2.
+
+  Args:
+    x: (B, H, W, C).
+    partial: where a side is odd, keep its last row or column, averaged over the cells that there
+      are, as PyTorch with `ceil_mode`; else it is left out, as PyTorch without.
+
+  Returns:
+    (B, ceil(H / 2), ceil(W / 2), C) if `partial`, else rounded down; of the type of x.
+  """
+  padding = [(0, side % 2 if partial else 0) for side in x.shape[1:3]]
+  return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding=padding, count_include_pad=False)
+
+
+def pad_channels(x: jax.Array, channels: int) -> jax.Array:
+  """Appends channels of zeros: (..., C) -> (..., channels), or x itself where C is that already."""
+  missing = channels - x.shape[-1]
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
 def dropout(rate: float, *, rngs: nnx.Rngs) -> nnx.Dropout | None:
   """Makes a dropout layer that `nnx.reseed(model, dropout=key)` finds; None where rate is 0.
 

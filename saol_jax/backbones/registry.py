@@ -59,7 +59,8 @@ def create_backbone(
     dtype: of the computation and of the stage maps. Parameters and statistics are float32.
     norm_group: examples a group of the batch normalisation; None for the whole batch.
     dropout: share dropped inside the blocks in training, in [0, 1): of the values, or of the
-      examples where the family drops a block's whole branch (stochastic depth).
+      examples where the family drops a block's whole branch (stochastic depth) or disturbs it
+      (ShakeDrop).
     last_stride: stride of the last stage, 1 or 2; None for the family's default.
 
   Returns:

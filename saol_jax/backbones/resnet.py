@@ -1,6 +1,7 @@
-"""ResNets for ImageNet: He et al. 2016, in the form called v1.5."""
+"""ResNets for ImageNet: He et al. 2016, in the form called v1.5; and the blocks of all ResNets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,31 @@ from saol_jax.backbones.registry import register
 from saol_jax.norm import GhostBatchNorm
 
 
+class ConvPlan(NamedTuple):
+  """One convolution of a residual branch: see `layers.conv`."""
+
+  kernel_size: int
+  stride: int
+  channels: int
+  groups: int = 1
+
+
 class ResidualBlock(nnx.Module):
   """A post-activation block: y = relu(branch(x) + shortcut(x)).
 
   The branch is a chain of conv-norm pairs with ReLU between them; the scale of its last norm starts
   at 0, so that the block starts as its shortcut (Goyal et al. 2017). torchvision has that as the
-  option `zero_init_residual`. The shortcut is x itself, or a 1x1 conv and a norm where the shape
-  changes.
+  option `zero_init_residual`. The shortcut is x itself; where the shape changes, it is a 1x1 conv
+  and a norm ("option B" of He et al.), or x at every stride-th cell, filled up with channels of
+  zeros ("option A", which has no parameters).
   """
 
   def __init__(
     self,
     in_channels: int,
-    plan: Sequence[tuple[int, int, int]],
+    plan: Sequence[ConvPlan],
     *,
+    project: bool = True,
     rngs: nnx.Rngs,
     dtype: jnp.dtype = jnp.float32,
     norm_group: int | None = None,
@@ -33,7 +45,8 @@ class ResidualBlock(nnx.Module):
 
     Args:
       in_channels: channels of the input.
-      plan: kernel size, stride and channels of each convolution of the branch.
+      plan: the convolutions of the branch.
+      project: option B where the shape changes; else option A.
       rngs: for the kernels.
       dtype: of the computation.
       norm_group: examples a group of the normalisation.
@@ -41,15 +54,16 @@ class ResidualBlock(nnx.Module):
     options = {"rngs": rngs, "dtype": dtype}
     norm_options = {"group": norm_group, "dtype": dtype}
     self.convs, self.norms = nnx.List(), nnx.List()
-    channels, total_stride = in_channels, 1
-    for i, (kernel_size, stride, width) in enumerate(plan):
-      self.convs.append(layers.conv(channels, width, kernel_size, stride, **options))
+    channels, self.stride = in_channels, 1
+    for i, (kernel_size, stride, width, groups) in enumerate(plan):
+      self.convs.append(layers.conv(channels, width, kernel_size, stride, groups=groups, **options))
       last = i == len(plan) - 1
       self.norms.append(GhostBatchNorm(width, zero_scale=last, **norm_options))
-      channels, total_stride = width, total_stride * stride
-    projects = total_stride != 1 or in_channels != channels
+      channels, self.stride = width, self.stride * stride
+    self.channels = channels
+    projects = project and (self.stride != 1 or in_channels != channels)
     self.shortcut_conv = (
-      layers.conv(in_channels, channels, 1, total_stride, **options) if projects else None
+      layers.conv(in_channels, channels, 1, self.stride, **options) if projects else None
     )
     self.shortcut_norm = GhostBatchNorm(channels, **norm_options) if projects else None
 
@@ -60,7 +74,44 @@ class ResidualBlock(nnx.Module):
       y = norm(conv(nnx.relu(y) if i else y), train=train)
     if self.shortcut_conv:
       x = self.shortcut_norm(self.shortcut_conv(x), train=train)
+    else:
+      x = layers.pad_channels(x[:, :: self.stride, :: self.stride], self.channels)
     return nnx.relu(x + y)
+
+
+def basic_plan(channels: int) -> Callable[[int], Sequence[ConvPlan]]:
+  """From a block's stride to two 3x3 convolutions."""
+  return lambda stride: (ConvPlan(3, stride, channels), ConvPlan(3, 1, channels))
+
+
+def bottleneck_plan(
+  channels: int, inner: int, groups: int = 1
+) -> Callable[[int], Sequence[ConvPlan]]:
+  """From a block's stride to a 1x1, a 3x3 and a 1x1 convolution; `inner` channels inside."""
+  return lambda stride: (
+    ConvPlan(1, 1, inner),
+    ConvPlan(3, stride, inner, groups),
+    ConvPlan(1, 1, channels),
+  )
+
+
+def residual_stage(
+  in_channels: int, plan: Callable[[int], Sequence[ConvPlan]], stride: int, depth: int, **options
+) -> nnx.List:
+  """Makes `depth` residual blocks, the first of which has the stride.
+
+  Args:
+    in_channels: channels of the input.
+    plan: from a block's stride to its convolutions.
+    stride: of the stage, 1 or 2.
+    depth: number of blocks.
+    **options: of `ResidualBlock`.
+  """
+  blocks = nnx.List()
+  for i in range(depth):
+    blocks.append(ResidualBlock(in_channels, plan(1 if i else stride), **options))
+    in_channels = blocks[-1].channels
+  return blocks
 
 
 class ResNet(nnx.Module):
@@ -84,6 +135,8 @@ class ResNet(nnx.Module):
     *,
     bottleneck: bool,
     width: int = 64,
+    groups: int = 1,
+    inner_ratio: int = 1,
     last_stride: int = 2,
     rngs: nnx.Rngs,
     dtype: jnp.dtype = jnp.float32,
@@ -95,6 +148,8 @@ class ResNet(nnx.Module):
       depths: blocks of each of the four stages.
       bottleneck: blocks of 1x1, 3x3, 1x1 with four times the channels; else of two 3x3.
       width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside.
+      groups: of the bottleneck's 3x3 convolution.
+      inner_ratio: channels inside a bottleneck, over those of a plain ResNet.
       last_stride: stride of the last stage, 1 or 2.
       rngs: for the kernels.
       dtype: of the computation and of the stage maps.
@@ -103,24 +158,22 @@ class ResNet(nnx.Module):
     self.stem = layers.conv(3, width, 7, 2, rngs=rngs, dtype=dtype)
     self.norm = GhostBatchNorm(width, group=norm_group, dtype=dtype)
     self.stages = nnx.List()
-    stage_channels = []
-    channels = width
+    in_channels = width
     strides = (1, 2, 2, last_stride)
-    for stage, (depth, stage_stride) in enumerate(zip(depths, strides, strict=True)):
-      inner = width * 2**stage
-      blocks = nnx.List()
-      for i in range(depth):
-        stride = stage_stride if i == 0 else 1
-        plan = (
-          ((1, 1, inner), (3, stride, inner), (1, 1, 4 * inner))
-          if bottleneck
-          else ((3, stride, inner), (3, 1, inner))
+    for stage, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
+      channels = width * 2**stage
+      plan = (
+        bottleneck_plan(4 * channels, inner_ratio * channels, groups)
+        if bottleneck
+        else basic_plan(channels)
+      )
+      self.stages.append(
+        residual_stage(
+          in_channels, plan, stride, depth, rngs=rngs, dtype=dtype, norm_group=norm_group
         )
-        blocks.append(ResidualBlock(channels, plan, rngs=rngs, dtype=dtype, norm_group=norm_group))
-        channels = plan[-1][-1]
-      self.stages.append(blocks)
-      stage_channels.append(channels)
-    self.stage_channels = tuple(stage_channels)
+      )
+      in_channels = self.stages[-1][-1].channels
+    self.stage_channels = tuple(blocks[-1].channels for blocks in self.stages)
     self.stage_strides = (4, 8, 16, 16 * last_stride)
     self.dtype = dtype
 
@@ -172,3 +225,15 @@ def resnet101(**options) -> ResNet:
 def resnet152(**options) -> ResNet:
   """ResNet-152 v1.5."""
   return ResNet((3, 8, 36, 3), bottleneck=True, **options)
+
+
+@register
+def resnet200(**options) -> ResNet:
+  """ResNet-200 v1.5, as timm has it; He et al. 2016b, who proposed the depths, pre-activate."""
+  return ResNet((3, 24, 36, 3), bottleneck=True, **options)
+
+
+@register
+def wide_resnet50_2(**options) -> ResNet:
+  """ResNet-50 with bottlenecks twice as wide inside: torchvision's Wide ResNet-50-2."""
+  return ResNet((3, 4, 6, 3), bottleneck=True, inner_ratio=2, **options)

@@ -114,6 +114,17 @@ def numpy_norm(x, state, path, epsilon=1e-5):
   return (x - mean) / np.sqrt(var + epsilon) * scale + bias
 
 
+def numpy_average_pool(x, partial):
+  """PyTorch's AvgPool2d(2), `ceil_mode` if partial, by a plain loop over the windows."""
+  b, h, w, c = x.shape
+  height, width = (-(-h // 2), -(-w // 2)) if partial else (h // 2, w // 2)
+  y = np.empty((b, height, width, c))
+  for i in range(height):
+    for j in range(width):
+      y[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((1, 2))
+  return y
+
+
 def relu(x):
   return np.maximum(x, 0)
 
