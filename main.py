@@ -34,20 +34,36 @@ def predict() -> int:
   return predict_command(FLAGS.workdir, FLAGS.images, output=FLAGS.output, top_k=FLAGS.top_k)
 
 
+def export() -> None:
+  from saol_jax.export import export_command
+
+  export_command(
+    FLAGS.workdir,
+    FLAGS.output,
+    checkpoint=FLAGS.checkpoint,
+    weights=FLAGS.weights,
+    fuse=FLAGS.fuse,
+  )
+
+
 # Mode -> what it does, and the flags that it cannot do without.
 MODES = {
   "train": (train, ("config", "workdir")),
   "evaluate": (evaluate, ("config", "workdir")),
   "localize": (localize, ("config", "workdir")),
   "predict": (predict, ("workdir", "images")),  # no config: the workdir knows its own
+  "export": (export, ("workdir",)),  # likewise
 }
 
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("images", None, "For predict: a file, a folder, or a pattern in quotes.")
-flags.DEFINE_string("output", None, "For predict: where to write; else WORKDIR/predictions.")
+flags.DEFINE_string("output", None, "For predict and export: folder; else in --workdir.")
 flags.DEFINE_integer("top_k", 5, "For predict: how many classes to name.")
+flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For export: which one.")
+flags.DEFINE_enum("weights", "auto", ["auto", "raw", "ema"], "For export: auto: ema if kept.")
+flags.DEFINE_bool("fuse", False, "For export: fold batch norms into convolutions.")
 
 
 def main(argv: list[str]) -> None:

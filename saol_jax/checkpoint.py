@@ -4,15 +4,14 @@ import errno
 import logging
 import pathlib
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from saol_jax.checksums import checksums, wrong_checksum
 from saol_jax.errors import UserError
 from saol_jax.train_step import TrainState
 
@@ -79,7 +78,7 @@ class Checkpoints:
       self._last_good = self.latest
       self._check_space(state)
       items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(_checksums(state))
+        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
       )
       self._manager.save(step, args=items)
     except Exception as error:
@@ -141,10 +140,9 @@ class Checkpoints:
       state=ocp.args.StandardRestore(like), checksums=ocp.args.JsonRestore()
     )
     restored = self._manager.restore(step, args=items)
-    found = _checksums(restored["state"])
-    wrong = [name for name, value in restored["checksums"].items() if found.get(name) != value]
+    wrong = wrong_checksum(restored["state"], restored["checksums"])
     if wrong:
-      raise ValueError(f"the content of {wrong[0]} is not what was saved (checksums differ)")
+      raise ValueError(f"the content of {wrong} is not what was saved (checksums differ)")
     return restored["state"]
 
   def _pass_over(self, damaged: Mapping[int, Exception], used: int) -> None:
@@ -202,20 +200,6 @@ def _best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
   """The step with the highest score, the first of equals."""
   scored = [step for step in sorted(steps) if step in scores]
   return max(scored, key=lambda step: scores[step], default=None)
-
-
-def _checksums(state: TrainState) -> dict[str, int]:
-  """CRC-32 of each array, by its path."""
-  return {
-    jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_bytes(leaf)))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-  }
-
-
-def _bytes(leaf: jax.Array) -> np.ndarray:
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return np.asarray(leaf)
 
 
 def _first_line(error: BaseException) -> str:

@@ -125,6 +125,12 @@ class Variables:
   batch_stats: dict[str, Any]
 
 
+def variables_of(model: nnx.Module) -> Variables:
+  """The variables that a module holds."""
+  _, params, batch_stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+  return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+
+
 class FunctionalModel:
   """A model as two pure functions, `init` and `apply`."""
 
@@ -136,8 +142,7 @@ class FunctionalModel:
 
   def init(self, key: jax.Array) -> Variables:
     """Fresh variables; pure, so that it can be jitted."""
-    _, params, batch_stats, _ = nnx.split(self._create(_rngs(key)), nnx.Param, nnx.BatchStat, ...)
-    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+    return variables_of(self._create(_rngs(key)))
 
   def apply(
     self, variables: Variables, images: jax.Array, *, train: bool, key: jax.Array | None = None

@@ -1,9 +1,7 @@
 """What a trained model says of any image: labels and where."""
 
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -13,18 +11,15 @@ import numpy as np
 from PIL import Image
 
 from saol_jax import explain
-from saol_jax.checkpoint import Checkpoints
-from saol_jax.config import default_config
 from saol_jax.data.augment import normalise
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
 from saol_jax.errors import UserError
-from saol_jax.experiment import create_configured
 from saol_jax.image_files import read_image
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps, resize_maps
 from saol_jax.model import FunctionalModel, Variables
-from saol_jax.model_card import ModelCard, read_model_json
-from saol_jax.optimizer import make_optimizer, make_schedule
-from saol_jax.train_step import head_log_probs, make_init
+from saol_jax.model_card import ModelCard
+from saol_jax.train_step import head_log_probs
+from saol_jax.trained import restore_trained
 
 _BOX_SIDE = 512  # boxes of larger images are found at this size: the grid has a few cells a side
 
@@ -232,13 +227,13 @@ def _boxes(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def load(
   path: str | os.PathLike, *, top_k: int = 5, batch_size: int = 32, dtype: str | None = None
 ) -> Predictor:
-  """A predictor from the newest intact checkpoint of a run; the run's data set is not needed.
+  """A predictor from an export, or the newest intact checkpoint of a run; no data set is needed.
 
   The moving average of the variables is used where the run kept one. Labels and probabilities are
   SAOL's, or GAP-FC's for a model with `head="gap"`, which has no maps.
 
   Args:
-    path: workdir of a run, finished or going on.
+    path: folder of an export, or workdir of a run, finished or going on.
     top_k: how many classes to name.
     batch_size: images at once.
     dtype: "float32" or "bfloat16" of the computation; None for that of the run.
@@ -246,47 +241,13 @@ def load(
   Raises:
     UserError: there is no run, or nothing intact in it, or an argument is out of range.
   """
-  workdir = pathlib.Path(path)
-  config = _read_config(workdir)
-  if dtype not in (None, "float32", "bfloat16"):
-    raise UserError(f"dtype={dtype!r} is unknown; expected float32 or bfloat16")
-  config.dtype = dtype or config.dtype
-  card = read_model_json(workdir)
-  if not (workdir / "checkpoints").is_dir():
-    raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
-  model = FunctionalModel(lambda rngs: create_configured(config, len(card.class_names), rngs))
-  # The optimizer's state has the same structure whatever the length of the run.
-  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
-  sharding = replicated(data_mesh())
-  like = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    jax.eval_shape(make_init(config, model, optimizer, data_mesh())),
+  trained = restore_trained(path, dtype=dtype)
+  return Predictor(
+    trained.config,
+    trained.card,
+    trained.model,
+    trained.variables,
+    step=trained.step,
+    top_k=top_k,
+    batch_size=batch_size,
   )
-  checkpoints = Checkpoints(workdir, {}, read_only=True)
-  try:
-    if not checkpoints.steps:
-      raise UserError(f"{workdir} has no checkpoint yet; train first, with --mode=train")
-    state = checkpoints.restore(like)
-  finally:
-    checkpoints.close()
-  variables = state.variables if state.ema is None else state.ema
-  step = int(state.step)
-  return Predictor(config, card, model, variables, step=step, top_k=top_k, batch_size=batch_size)
-
-
-def _read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config of a run; fields that did not exist when it was trained have their defaults."""
-  path = workdir / "config.json"
-  config = default_config()
-  try:
-    saved = json.loads(path.read_text())
-    with config.unlocked():
-      config.update(saved)
-  except FileNotFoundError as error:
-    raise UserError(
-      f"{workdir} is no workdir of a run, since it has no config.json; train first, with "
-      "--mode=train"
-    ) from error
-  except (ValueError, TypeError, OSError) as error:
-    raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
-  return config

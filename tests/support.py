@@ -5,12 +5,19 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from configs.digits_saol import get_config
+from saol_jax import workdir as workdirs
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import resolve
+from saol_jax.experiment import Experiment
+from saol_jax.model_card import write_model_json
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -34,6 +41,23 @@ def tiny_config(**changes) -> ml_collections.ConfigDict:
   fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
   config.update_from_flattened_dict(fields)
   return config
+
+
+def write_run(folder, steps=(3,), **changes) -> SimpleNamespace:
+  """A workdir as training leaves it, without training; returns what it was made from."""
+  config = resolve(tiny_config(**changes))
+  experiment = Experiment(config)
+  workdirs.claim(config, folder)
+  write_model_json(experiment, folder)
+  state = experiment.init()
+  checkpoints = Checkpoints(folder, {})
+  for step in steps:
+    state = state.replace(step=jnp.full_like(state.step, step))
+    if state.ema is not None:  # so that it matters which of the two is used
+      state = state.replace(ema=jax.tree.map(lambda x: 0.8 * x, state.ema))
+    checkpoints.save(state)
+  checkpoints.close()
+  return SimpleNamespace(folder=folder, experiment=experiment, state=state)
 
 
 def command(workdir, *more: str, config: str = "configs/digits_saol.py", **changes) -> list[str]:

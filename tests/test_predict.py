@@ -13,42 +13,21 @@ import pytest
 from PIL import Image
 
 from saol_jax import predictor as predictor_module
-from saol_jax import workdir as workdirs
-from saol_jax.checkpoint import Checkpoints
-from saol_jax.config import resolve
 from saol_jax.errors import UserError
-from saol_jax.experiment import Experiment
 from saol_jax.image_files import UnreadableImage, find_images, printable, read_image
 from saol_jax.localization import largest_box, normalise
-from saol_jax.model_card import read_model_json, write_model_json
+from saol_jax.model_card import read_model_json
 from saol_jax.predict import SOME_SKIPPED, predict_command
 from saol_jax.predictor import load
-from tests.support import tiny_config
+from tests.support import write_run
 
 # The digits' mean and standard deviation, as the data set says: values are checked against it.
 _HOSTILE = "<script>alert(1)<_script>'\"&\u2028=1+1.png"
 
 
-def _write_run(folder, steps=(3,), **changes):
-  """A workdir as training leaves it, without training; returns what it was made from."""
-  config = resolve(tiny_config(**changes))
-  experiment = Experiment(config)
-  workdirs.claim(config, folder)
-  write_model_json(experiment, folder)
-  state = experiment.init()
-  checkpoints = Checkpoints(folder, {})
-  for step in steps:
-    state = state.replace(step=jnp.full_like(state.step, step))
-    if state.ema is not None:  # so that it matters which of the two is used
-      state = state.replace(ema=jax.tree.map(lambda x: 0.8 * x, state.ema))
-    checkpoints.save(state)
-  checkpoints.close()
-  return SimpleNamespace(folder=folder, experiment=experiment, state=state)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  return _write_run(tmp_path_factory.mktemp("run"))
+  return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +170,7 @@ def test_top_k_is_at_most_all(run, images):
 
 
 def test_gap_alone_gives_labels_only(tmp_path, photo):
-  _write_run(tmp_path / "run", model__head="gap")
+  write_run(tmp_path / "run", model__head="gap")
   (prediction,) = load(tmp_path / "run", top_k=2)(photo)
   assert len(prediction.labels) == 2
   assert prediction.grids == {}
@@ -220,7 +199,7 @@ def test_model_json_comes_back(run):
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, images):
-  _write_run(tmp_path, steps=(3, 5))
+  write_run(tmp_path, steps=(3, 5))
   assert load(tmp_path).step == 5
   for path in (tmp_path / "checkpoints" / "5").rglob("*"):
     if path.is_file():

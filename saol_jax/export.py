@@ -1,0 +1,228 @@
+"""`--mode=export`: a trained model as a folder of files that other programs open."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from saol_jax import explain
+from saol_jax.checksums import checksums
+from saol_jax.data.augment import normalise
+from saol_jax.errors import UserError
+from saol_jax.export_card import scores_at, write_card
+from saol_jax.fuse import count_norms
+from saol_jax.localization import BOX_MAP, BOX_THRESHOLD
+from saol_jax.train_step import head_log_probs
+from saol_jax.trained import (
+  EXPORT_FORMAT,
+  Trained,
+  for_inference,
+  is_export,
+  restore_run,
+  save_variables,
+)
+
+logger = logging.getLogger(__name__)
+
+Program = Callable[[jax.Array], dict[str, jax.Array]]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
+_CHECKED_IMAGES = 3
+# Rounding of another order of the same sums: float32, and bfloat16 with its 8 bits.
+_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def export_command(
+  workdir: str | os.PathLike,
+  output: str | os.PathLike | None = None,
+  *,
+  checkpoint: str = "latest",
+  weights: str = "auto",
+  fuse: bool = False,
+) -> pathlib.Path:
+  """Writes a trained model for use elsewhere.
+
+  In the output folder:
+
+    checkpoint/        Orbax, the inference model's parameters and batch statistics
+    model.json         class names, preprocessing, architecture and recipe, scores, map settings,
+                       versions, and checksums of the checkpoint
+    labels.stablehlo   a `jax.export` program, images (b, H, W, 3) uint8 to `probabilities` (b, K)
+    maps.stablehlo     likewise, with `attention` (b, h, w), `class_probabilities` (b, h, w, K) and
+                       `map` (b, h, w), the score map of the most probable class; only with SAOL
+    saved_model/       the same programs for TensorFlow, signatures `labels` and `maps`
+    MODEL_CARD.md, sample.png   for people
+
+  b is any batch size, H x W the size of the training images. The programs hold the weights and run
+  on CPU, CUDA and TPU without our code. `saol_jax.load(output)` gives a predictor.
+
+  Args:
+    workdir: of a run.
+    output: folder; None for `workdir/export`. An earlier export there is replaced, once the new one
+      is whole; a folder with anything else in it is refused.
+    checkpoint: "latest" or "best".
+    weights: "auto", "raw" or "ema", see `trained.restore_run`.
+    fuse: fold batch norms into convolutions.
+
+  Returns:
+    The folder.
+
+  Raises:
+    UserError: there is no run, a value is unknown, the folder is not ours to replace, or a program
+      does not agree with the model.
+  """
+  workdir = pathlib.Path(workdir)
+  output = workdir / "export" if output is None else pathlib.Path(output)
+  empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+  if not empty and not is_export(output):
+    raise UserError(f"--output={output} exists and is no export; name a new folder")
+  trained = restore_run(workdir, checkpoint=checkpoint, weights=weights)
+  plain = for_inference(trained)
+  ready = for_inference(trained, fuse=True) if fuse else plain
+  output.parent.mkdir(parents=True, exist_ok=True)
+  # Beside the result, so that the last step is a rename.
+  with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
+    partial = pathlib.Path(temporary) / "export"
+    partial.mkdir()
+    _write(ready, plain, workdir, partial)
+    if output.exists():
+      shutil.rmtree(output)
+    partial.rename(output)
+  logger.info(
+    "Step %d of %s (%s weights) exported to %s", ready.step, workdir, ready.weights, output
+  )
+  return output
+
+
+def _write(ready: Trained, plain: Trained, workdir: pathlib.Path, folder: pathlib.Path) -> None:
+  """Fills the folder; `plain` is the model without fused norms, to compare with."""
+  logger.info("Writing the checkpoint ...")
+  save_variables(folder / "checkpoint", ready.variables)
+
+  programs = make_programs(ready)
+  expected = make_programs(plain)
+  differences = {}
+  for name, program in programs.items():
+    logger.info("Exporting the program %s for %s ...", name, ", ".join(PLATFORMS))
+    path = folder / f"{name}.stablehlo"
+    path.write_bytes(serialise(program, ready.card.image_size))
+    differences[name] = _compare(path, expected[name], ready)
+  saved_model = _write_saved_model(folder / "saved_model", programs, ready.card.image_size)
+  facts = {
+    **dataclasses.asdict(ready.card),
+    "export_format": EXPORT_FORMAT,
+    "step": ready.step,
+    "weights": ready.weights,
+    "fused_norms": ready is not plain,
+    "norms_left": count_norms(ready.model.merge(ready.variables)),
+    "platforms": PLATFORMS,
+    "programs": {
+      name: _outputs(program, ready.card.image_size) for name, program in programs.items()
+    },
+    "largest_difference": differences,
+    "saved_model": saved_model or "written",
+    "maps": {"box_map": BOX_MAP, "box_threshold": BOX_THRESHOLD},
+    "versions": {name: metadata.version(name) for name in _PACKAGES},
+    "scores": scores_at(workdir, ready.step),
+    "config": json.loads(ready.config.to_json()),
+    "checksums": checksums(ready.variables),
+  }
+  (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
+  write_card(folder, ready, facts, workdir)
+
+
+def make_programs(trained: Trained) -> dict[str, Program]:
+  """Functions from images (b, H, W, 3) uint8 to what `export_command` says, weights inside."""
+  card, model, variables = trained.card, trained.model, trained.variables
+  head = trained.config.model.head
+
+  def labels(images: jax.Array) -> dict[str, jax.Array]:
+    output, _ = model.apply(variables, normalise(images, card.mean, card.std), train=False)
+    return {"probabilities": jnp.exp(head_log_probs(output, head))}
+
+  def maps(images: jax.Array) -> dict[str, jax.Array]:
+    output, _ = model.apply(variables, normalise(images, card.mean, card.std), train=False)
+    best = output.spatial.log_probs.argmax(-1)
+    return {
+      "probabilities": jnp.exp(output.spatial.log_probs),
+      "attention": output.spatial.attention,
+      "class_probabilities": jnp.exp(output.spatial.spatial_log_probs),
+      "map": explain.saol_maps(output.spatial, best)[BOX_MAP],
+    }
+
+  return {"labels": labels} if head == "gap" else {"labels": labels, "maps": maps}
+
+
+def serialise(program: Program, image_size: tuple[int, int]) -> bytes:
+  """A program as `jax.export` stores it; `jax.export.deserialize(bytes).call(images)` runs it."""
+  (batch,) = jax_export.symbolic_shape("b")
+  images = jax.ShapeDtypeStruct((batch, *image_size, 3), jnp.uint8)
+  return bytes(jax_export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize())
+
+
+def _outputs(program: Program, image_size: tuple[int, int]) -> dict[str, list[int | str]]:
+  """Shape of each result; the batch is "b"."""
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
+  return {name: ["b", *x.shape[1:]] for name, x in jax.eval_shape(program, images).items()}
+
+
+def _compare(path: pathlib.Path, expected: Program, trained: Trained) -> float:
+  """Runs an exported program beside the model; returns the largest difference of any value.
+
+  Raises:
+    UserError: it is larger than rounding.
+  """
+  shape = (_CHECKED_IMAGES, *trained.card.image_size, 3)
+  images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+  found = jax_export.deserialize(bytearray(path.read_bytes())).call(images)
+  wanted = jax.jit(expected)(images)
+  # A score map has no scale of its own: differences count relative to its largest value.
+  difference = max(
+    float(jnp.abs(found[name] - value).max() / jnp.maximum(jnp.abs(value).max(), 1.0))
+    for name, value in wanted.items()
+  )
+  if not difference <= _TOLERANCE[trained.config.dtype]:
+    raise UserError(
+      f"The exported program {path.stem} differs from the model by {difference:.1e}, expected at "
+      f"most {_TOLERANCE[trained.config.dtype]:.0e}; nothing was exported. Export without --fuse, "
+      "and report it"
+    )
+  return difference
+
+
+def _write_saved_model(
+  folder: pathlib.Path, programs: dict[str, Program], image_size: tuple[int, int]
+) -> str | None:
+  """The programs for TensorFlow; says why there are none where that is so."""
+  try:
+    from jax.experimental import jax2tf
+
+    from saol_jax.tensorflow_cpu import tf
+  except ImportError as error:
+    logger.info("No TensorFlow SavedModel: %s is not installed", error.name)
+    return f"not written: {error.name} is not installed"
+  logger.info("Writing the TensorFlow SavedModel ...")
+  module, signatures = tf.Module(), {}
+  for name, program in programs.items():
+    converted = jax2tf.convert(
+      program,
+      polymorphic_shapes=[f"(b, {image_size[0]}, {image_size[1]}, 3)"],
+      native_serialization_platforms=PLATFORMS,
+      with_gradient=False,
+    )
+    signature = [tf.TensorSpec((None, *image_size, 3), tf.uint8, name="images")]
+    signatures[name] = tf.function(converted, autograph=False, input_signature=signature)
+    setattr(module, name, signatures[name])
+  tf.saved_model.save(module, str(folder), signatures=signatures)
+  return None

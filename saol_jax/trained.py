@@ -1,0 +1,233 @@
+"""A trained model read from disk: from the workdir of a run, or from an export."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.checksums import wrong_checksum
+from saol_jax.config import default_config
+from saol_jax.distributed import data_mesh, replicated
+from saol_jax.errors import UserError
+from saol_jax.experiment import create_configured
+from saol_jax.fuse import fuse_norms
+from saol_jax.model import FunctionalModel, Variables, variables_of
+from saol_jax.model_card import ModelCard, read_model_json
+from saol_jax.optimizer import make_optimizer, make_schedule
+from saol_jax.runlog import read_records, scores
+from saol_jax.train_step import make_init
+
+EXPORT_FORMAT = 1  # of the folder; the field `export_format` of model.json makes it an export
+WEIGHTS = ("auto", "raw", "ema")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+  """A trained model.
+
+  Attributes:
+    config: of the run.
+    card: what it needs to know of the data.
+    model: as pure functions.
+    variables: what it has learnt.
+    step: of the checkpoint.
+    weights: "raw", or "ema" for their moving average.
+  """
+
+  config: ml_collections.ConfigDict
+  card: ModelCard
+  model: FunctionalModel
+  variables: Variables
+  step: int
+  weights: str
+
+
+def restore_trained(path: str | os.PathLike, *, dtype: str | None = None) -> Trained:
+  """The model of an export, or the newest intact one of a run.
+
+  Args:
+    path: folder of an export, or workdir of a run, finished or going on.
+    dtype: "float32" or "bfloat16" of the computation; None for that of the run.
+
+  Raises:
+    UserError: nothing intact is there, or dtype is unknown.
+  """
+  if is_export(path):
+    return _from_export(pathlib.Path(path), dtype)
+  return restore_run(path, dtype=dtype)
+
+
+def is_export(path: str | os.PathLike) -> bool:
+  """Whether a folder holds an export, whole or damaged."""
+  model_json = pathlib.Path(path) / "model.json"
+  return model_json.exists() and b'"export_format"' in model_json.read_bytes()
+
+
+def restore_run(
+  path: str | os.PathLike,
+  *,
+  dtype: str | None = None,
+  checkpoint: str = "latest",
+  weights: str = "auto",
+) -> Trained:
+  """The model of a run; its data set is not needed.
+
+  Args:
+    path: workdir of a run, finished or going on.
+    dtype: see `restore_trained`.
+    checkpoint: "latest", the newest that is intact, or "best", by the evaluation score.
+    weights: "raw", "ema" for their moving average, or "auto": that where the run kept one.
+
+  Raises:
+    UserError: there is no run, or nothing intact in it, or no such weights, or an argument is
+      unknown.
+  """
+  workdir = pathlib.Path(path)
+  for name, value, known in (
+    ("checkpoint", checkpoint, ("latest", "best")),
+    ("weights", weights, WEIGHTS),
+  ):
+    if value not in known:
+      raise UserError(f"{name}={value!r} is unknown; expected one of {', '.join(known)}")
+  config = _read_config(workdir / "config.json", dtype)
+  card = read_model_json(workdir)
+  if not (workdir / "checkpoints").is_dir():
+    raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
+  model = _model(config, card)
+  # The optimizer's state has the same structure whatever the length of the run.
+  optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
+  like = _abstract(make_init(config, model, optimizer, data_mesh()))
+  checkpoints = Checkpoints(workdir, _scores(workdir), read_only=True)
+  try:
+    if not checkpoints.steps:
+      raise UserError(f"{workdir} has no checkpoint yet; train first, with --mode=train")
+    if checkpoint == "best" and checkpoints.best is None:
+      raise UserError(f"{workdir} has no evaluated checkpoint; use the latest one")
+    state = checkpoints.restore(like, checkpoints.best if checkpoint == "best" else None)
+  finally:
+    checkpoints.close()
+  if weights == "ema" and state.ema is None:
+    raise UserError(f"weights='ema': the run in {workdir} kept no moving average; use raw or auto")
+  averaged = state.ema is not None and weights != "raw"
+  variables = state.ema if averaged else state.variables
+  return Trained(config, card, model, variables, int(state.step), "ema" if averaged else "raw")
+
+
+def for_inference(trained: Trained, *, fuse: bool = False) -> Trained:
+  """The same model without what only training needs: the mask branch, and with `fuse` the norms.
+
+  Args:
+    trained: of a run.
+    fuse: fold batch norms into convolutions, see `fuse.fuse_norms`.
+  """
+  config = ml_collections.ConfigDict(trained.config)
+  config.loss.mask_weight = 0.0
+  plain = _model(config, trained.card)
+  variables = _part_of(trained.variables, jax.eval_shape(plain.init, jax.random.key(0)))
+  if not fuse:
+    return dataclasses.replace(trained, config=config, model=plain, variables=variables)
+  fused = fuse_norms(plain.merge(variables), trained.card.image_size)
+  return dataclasses.replace(
+    trained,
+    config=config,
+    model=_model(config, trained.card, fused=True),
+    variables=variables_of(fused),
+  )
+
+
+def save_variables(folder: pathlib.Path, variables: Variables) -> None:
+  """Writes variables as an Orbax checkpoint that `restore_trained` reads."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder.absolute(), dataclasses.asdict(variables))
+
+
+def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
+  mend = "restore the folder, or export the run again with --mode=export"
+  path = folder / "model.json"
+  try:
+    facts = json.loads(path.read_text())
+    version, saved = int(facts["export_format"]), dict(facts["checksums"])
+    step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
+    config = _config_of(facts["config"], dtype)
+  except (ValueError, TypeError, KeyError, OSError) as error:
+    raise UserError(f"{path} is damaged ({error!r}); {mend}") from error
+  if version != EXPORT_FORMAT:
+    raise UserError(f"{path} has export_format={version}, expected {EXPORT_FORMAT}; {mend}")
+  card = read_model_json(folder)
+  model = _model(config, card, fused=fused)
+  like = dataclasses.asdict(_abstract(lambda: model.init(jax.random.key(0))))
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      variables = Variables(**checkpointer.restore((folder / "checkpoint").absolute(), like))
+  except Exception as error:
+    raise UserError(f"{folder / 'checkpoint'} cannot be restored ({error}); {mend}") from error
+  wrong = wrong_checksum(variables, saved)
+  if wrong:
+    raise UserError(f"{folder / 'checkpoint'} is damaged: {wrong} is not what was saved; {mend}")
+  return Trained(config, card, model, variables, step, weights)
+
+
+def _model(
+  config: ml_collections.ConfigDict, card: ModelCard, *, fused: bool = False
+) -> FunctionalModel:
+  def create(rngs):
+    model = create_configured(config, len(card.class_names), rngs)
+    return fuse_norms(model, card.image_size) if fused else model
+
+  return FunctionalModel(create)
+
+
+def _abstract(init):
+  """Shapes, types and shardings of what `init` would make."""
+  sharding = replicated(data_mesh())
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    jax.eval_shape(init),
+  )
+
+
+def _part_of(whole, like):
+  """The part of nested dictionaries that another one has."""
+  if isinstance(like, Variables):
+    return Variables(
+      _part_of(whole.params, like.params), _part_of(whole.batch_stats, like.batch_stats)
+    )
+  if isinstance(like, dict):
+    return {name: _part_of(whole[name], below) for name, below in like.items()}
+  return whole
+
+
+def _scores(workdir: pathlib.Path) -> dict[int, float]:
+  """The evaluation score by step, of the main head and of the average where there is one."""
+  records = read_records(workdir / "metrics.jsonl")
+  names = [f"eval/{ema}{head}_top1" for ema in ("ema_", "") for head in ("saol", "gap")]
+  return next(filter(None, (scores(records, name) for name in names)), {})
+
+
+def _read_config(path: pathlib.Path, dtype: str | None) -> ml_collections.ConfigDict:
+  """The config of a run."""
+  try:
+    return _config_of(json.loads(path.read_text()), dtype)
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path.parent} is no workdir of a run, since it has no {path.name}; train first, with "
+      "--mode=train"
+    ) from error
+  except (ValueError, TypeError, OSError) as error:
+    raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
+
+
+def _config_of(saved: dict, dtype: str | None) -> ml_collections.ConfigDict:
+  """A saved config; fields that did not exist then have their defaults."""
+  if dtype not in (None, "float32", "bfloat16"):
+    raise UserError(f"dtype={dtype!r} is unknown; expected float32 or bfloat16")
+  config = default_config()
+  with config.unlocked():
+    config.update(saved)
+  config.dtype = dtype or config.dtype
+  return config

@@ -1,0 +1,162 @@
+"""Exports are read back in every way that they promise, and compared with the model itself."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+from jax import export as jax_export
+
+from saol_jax.errors import UserError
+from saol_jax.export import export_command
+from saol_jax.export_card import _plain
+from saol_jax.localization import BOX_MAP
+from saol_jax.predictor import load
+from saol_jax.trained import restore_run
+from tests.support import assert_identical, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  return write_run(tmp_path_factory.mktemp("run"), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def images(run):
+  return run.experiment.source("test").images[:3]
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+  return export_command(run.folder)
+
+
+@pytest.fixture(scope="module")
+def fused(run, tmp_path_factory):
+  return export_command(run.folder, tmp_path_factory.mktemp("fused") / "export", fuse=True)
+
+
+@pytest.fixture(scope="module")
+def expected(run, images):
+  """What the model says, its moving average, called directly."""
+  info, model = run.experiment.info, run.experiment.model
+  pixels = (np.float32(images) / 255 - np.float32(info.mean)) / np.float32(info.std)
+  spatial = jax.jit(lambda v, x: model.apply(v, x, train=False))(run.state.ema, pixels)[0].spatial
+  return {
+    "probabilities": np.exp(spatial.log_probs),
+    "attention": np.asarray(spatial.attention),
+    "class_probabilities": np.exp(spatial.spatial_log_probs),
+  }
+
+
+@pytest.mark.parametrize("which", ["exported", "fused"])
+def test_programs_agree_with_the_model(which, request, images, expected):
+  folder = request.getfixturevalue(which)
+  for name in ("labels", "maps"):
+    program = jax_export.deserialize(bytearray((folder / f"{name}.stablehlo").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    found = program.call(images)
+    assert ("attention" in found) == (name == "maps")
+    for key in found.keys() & expected.keys():
+      np.testing.assert_allclose(found[key], expected[key], atol=1e-5)
+
+
+def test_any_batch_size(exported, images, expected):
+  program = jax_export.deserialize(bytearray((exported / "labels.stablehlo").read_bytes()))
+  np.testing.assert_allclose(
+    program.call(images[:1])["probabilities"], expected["probabilities"][:1], atol=1e-5
+  )
+
+
+def test_saved_model_agrees_with_the_model(exported, images, expected):
+  signatures = tf.saved_model.load(str(exported / "saved_model")).signatures
+  assert set(signatures) == {"labels", "maps"}
+  found = signatures["maps"](images=tf.constant(images))
+  for key, value in expected.items():
+    np.testing.assert_allclose(found[key].numpy(), value, atol=1e-5)
+
+
+def test_program_runs_without_our_code(exported, images, expected, tmp_path):
+  np.save(tmp_path / "images.npy", images)
+  script = (
+    "import sys, numpy as np\nfrom jax import export\n"
+    "p = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))\n"
+    "np.save('out.npy', p.call(np.load('images.npy'))['probabilities'])\n"
+    "assert not any(name.split('.')[0] in ('saol_jax', 'flax', 'orbax') for name in sys.modules)\n"
+  )
+  arguments = [sys.executable, "-c", script, str(exported / "labels.stablehlo")]
+  subprocess.run(arguments, cwd=tmp_path, check=True)
+  np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected["probabilities"], atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["exported", "fused"])
+def test_load_gives_the_run_predictor(which, request, run, images):
+  ours, theirs = load(request.getfixturevalue(which)), load(run.folder)
+  assert ours.step == theirs.step == 3
+  for a, b in zip(ours(images), theirs(images), strict=True):
+    assert a.names == b.names
+    np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+    np.testing.assert_allclose(a.attention, b.attention, atol=1e-5)
+    np.testing.assert_allclose(a.grids[BOX_MAP], b.grids[BOX_MAP], rtol=1e-3, atol=1e-4)
+
+
+def test_facts(exported, fused):
+  facts = [json.loads((folder / "model.json").read_text()) for folder in (exported, fused)]
+  assert [f["fused_norms"] for f in facts] == [False, True]
+  assert 0 < facts[1]["norms_left"] < facts[0]["norms_left"]
+  assert facts[0]["programs"]["maps"]["attention"] == ["b", 8, 8]
+  assert facts[0]["weights"] == "ema"
+  assert not any("mask" in name for name in facts[0]["checksums"])  # training alone needs it
+
+
+def test_weights_can_be_chosen(run):
+  assert_identical(restore_run(run.folder, weights="raw").variables, run.state.variables)
+  assert_identical(restore_run(run.folder, weights="ema").variables, run.state.ema)
+  with pytest.raises(UserError, match="expected one of auto, raw, ema"):
+    restore_run(run.folder, weights="mean")
+
+
+def test_model_card_says_what_it_is(exported):
+  text = (exported / "MODEL_CARD.md").read_text()
+  for part in ("resnet8", "digit\\_scenes", "step 3", "moving average", "was not evaluated"):
+    assert part in text
+
+
+def test_card_leaves_hostile_names_as_text():
+  assert _plain("<img src=x onerror=alert(1)>\n# [a](b)|") == (
+    "&lt;img src=x onerror=alert\\(1\\)&gt; \\# \\[a\\]\\(b\\)\\|"
+  )
+
+
+def test_damage_is_named(exported, tmp_path):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  facts = json.loads((folder / "model.json").read_text())
+  name = next(iter(facts["checksums"]))
+  facts["checksums"][name] ^= 1
+  (folder / "model.json").write_text(json.dumps(facts))
+  with pytest.raises(UserError, match="is damaged"):
+    load(folder)
+  (folder / "model.json").write_text("{")
+  with pytest.raises(UserError, match="--mode=export"):
+    load(folder)
+
+
+def test_a_folder_of_something_else_is_refused(run, tmp_path):
+  (tmp_path / "thesis.txt").write_text("years of work")
+  with pytest.raises(UserError, match="is no export"):
+    export_command(run.folder, tmp_path)
+  assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["thesis.txt"]
+
+
+def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
+  before = (exported / "model.json").read_bytes()
+  monkeypatch.setattr("saol_jax.export.make_programs", lambda trained: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    export_command(run.folder)
+  assert (exported / "model.json").read_bytes() == before
+  assert not list(exported.parent.glob(".export-*"))

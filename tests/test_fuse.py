@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from saol_jax import create_model
+from saol_jax.backbones.resnet import ResidualBlock
+from saol_jax.fuse import count_norms, fuse_norms
+from saol_jax.norm import GhostBatchNorm
+from tests.backbones.numerics import build
+
+
+class Post(nnx.Module):
+  """Two blocks, the first with a projection, and a norm on images that no convolution feeds."""
+
+  stage_channels, stage_strides = (4, 8), (2, 2)
+
+  def __init__(self, rngs):
+    self.first = GhostBatchNorm(3)
+    self.down = ResidualBlock(3, ((3, 2, 4), (3, 1, 4)), rngs=rngs)
+    self.wide = ResidualBlock(4, ((1, 1, 8), (3, 1, 8)), rngs=rngs)
+
+  def __call__(self, images, *, train):
+    fine = self.down(self.first(images, train=train), train=train)
+    return fine, self.wide(fine, train=train)
+
+
+class ReadTwice(nnx.Module):
+  """The convolution's own result is a stage map too, so that its norm must stay."""
+
+  stage_channels, stage_strides = (4, 4), (1, 1)
+
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+    self.norm = GhostBatchNorm(4)
+
+  def __call__(self, images, *, train):
+    x = self.conv(images)
+    return x, self.norm(x, train=train)
+
+
+def classifier(backbone, *, mask_branch=False):
+  def make():
+    rngs = nnx.Rngs(0)
+    return create_model(backbone(rngs), 5, width=4, mask_branch=mask_branch, rngs=rngs)
+
+  return make
+
+
+@nnx.jit
+def forward(model, images):
+  output = model(images, train=False)
+  return output.gap_logits, output.spatial.log_probs, output.spatial.attention
+
+
+@pytest.mark.parametrize(
+  ("backbone", "before", "after"),
+  # Of Post: the images' norm stays. Of SAOL: the norm after the concatenation stays, and that of
+  # the attention branch goes.
+  [(Post, 7 + 2, 1 + 1), (ReadTwice, 1 + 2, 1 + 1)],
+)
+def test_folded_model_is_the_same_function(backbone, before, after):
+  model = build(classifier(backbone))
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 6, 3)), jnp.float32)
+  expected = forward(model, images)
+  assert count_norms(model) == before
+  assert fuse_norms(model, (8, 8)) is model
+  assert count_norms(model) == after
+  for value, wanted in zip(forward(model, images), expected, strict=True):
+    np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_structure_can_be_made_without_values():
+  abstract = nnx.eval_shape(lambda: fuse_norms(classifier(Post)(), (8, 8)))
+  whole = fuse_norms(build(classifier(Post)), (8, 8))
+  assert jax.tree.map(jnp.shape, nnx.state(abstract)) == jax.tree.map(jnp.shape, nnx.state(whole))
+
+
+def test_folded_model_refuses_to_train():
+  model = fuse_norms(build(classifier(Post)), (8, 8))
+  with pytest.raises(ValueError, match="cannot be trained"):
+    model(jnp.zeros((2, 8, 8, 3)), train=True)
