@@ -22,6 +22,7 @@ from saol_jax.errors import UserError
 from saol_jax.export_card import scores_at, write_card
 from saol_jax.fuse import count_norms
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD
+from saol_jax.tensorflow_cpu import import_tensorflow
 from saol_jax.train_step import head_log_probs
 from saol_jax.trained import (
   EXPORT_FORMAT,
@@ -206,9 +207,8 @@ def _write_saved_model(
 ) -> str | None:
   """The programs for TensorFlow; says why there are none where that is so."""
   try:
+    tf = import_tensorflow()  # before jax2tf, which imports it too
     from jax.experimental import jax2tf
-
-    from saol_jax.tensorflow_cpu import tf
   except ImportError as error:
     logger.info("No TensorFlow SavedModel: %s is not installed", error.name)
     return f"not written: {error.name} is not installed"
