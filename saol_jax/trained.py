@@ -22,7 +22,7 @@ from saol_jax.optimizer import make_optimizer, make_schedule
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import make_init
 
-EXPORT_FORMAT = 1  # of the folder; the field `export_format` of model.json makes it an export
+EXPORT_FORMAT = 1  # of the folder, kept in its model.json
 WEIGHTS = ("auto", "raw", "ema")
 
 
@@ -63,9 +63,9 @@ def restore_trained(path: str | os.PathLike, *, dtype: str | None = None) -> Tra
 
 
 def is_export(path: str | os.PathLike) -> bool:
-  """Whether a folder holds an export, whole or damaged."""
-  model_json = pathlib.Path(path) / "model.json"
-  return model_json.exists() and b'"export_format"' in model_json.read_bytes()
+  """Whether a folder holds an export, whole or damaged; a workdir has a config.json beside it."""
+  folder = pathlib.Path(path)
+  return (folder / "model.json").exists() and not (folder / "config.json").exists()
 
 
 def restore_run(
