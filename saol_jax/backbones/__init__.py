@@ -8,16 +8,20 @@ from saol_jax.backbones import (  # noqa: F401  known by name only
   pyramidnet,
   resnext,
 )
+from saol_jax.backbones.convnext import ConvNeXt
 from saol_jax.backbones.inverted_residual import InvertedResidualNetwork
 from saol_jax.backbones.registry import create_backbone, list_backbones, register
 from saol_jax.backbones.resnet import ResNet
 from saol_jax.backbones.small import resnet8
+from saol_jax.backbones.vit import VisionTransformer
 from saol_jax.backbones.wide_resnet import PreActivationResNet
 
 __all__ = [
+  "ConvNeXt",
   "InvertedResidualNetwork",
   "PreActivationResNet",
   "ResNet",
+  "VisionTransformer",
   "create_backbone",
   "list_backbones",
   "register",

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from saol_jax.errors import UserError
+
 
 def conv(
   in_channels: int,
@@ -53,6 +55,59 @@ def conv(
     param_dtype=jnp.float32,
     rngs=rngs,
   )
+
+
+def patches(
+  in_channels: int,
+  out_channels: int,
+  size: int,
+  stride: int | None = None,
+  *,
+  kernel_init: nnx.Initializer,
+  rngs: nnx.Rngs,
+  dtype: jnp.dtype = jnp.float32,
+) -> nnx.Conv:
+  """Makes a convolution of patches that do not overlap, with a bias.
+
+  Args:
+    in_channels: channels of the input.
+    out_channels: channels of the result.
+    size: side of a patch. Pixels at the far ends that do not fill a patch are left out, as in
+      PyTorch.
+    stride: 1 for patches around every cell, padded at the far ends; None for `size`.
+    kernel_init: of the kernel; the bias starts at 0.
+    rngs: its `params` stream initialises the kernel.
+    dtype: of the computation and of the result.
+
+  Returns:
+    A layer (B, H, W, in_channels) -> (B, H // size, W // size, out_channels), or to (B, H, W, ...)
+    with stride 1.
+  """
+  return nnx.Conv(
+    in_channels,
+    out_channels,
+    (size, size),
+    strides=stride or size,
+    padding="SAME" if stride == 1 else "VALID",
+    kernel_init=kernel_init,
+    dtype=dtype,
+    param_dtype=jnp.float32,
+    rngs=rngs,
+  )
+
+
+def check_size(images: jax.Array, least: int) -> None:
+  """Refuses images (B, H, W, 3) of which no patch would be left.
+
+  Raises:
+    UserError: a side is shorter than `least` pixels.
+  """
+  height, width = images.shape[1:3]
+  if min(height, width) < least:
+    raise UserError(
+      f"images of {height} x {width} pixels are too small for this backbone, which cuts them into "
+      f"patches: the shorter side needs {least}. Enlarge them, or choose another backbone."
+    )
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -127,6 +182,22 @@ def drop_path(rate: float, *, rngs: nnx.Rngs, ndim: int = 4) -> nnx.Dropout | No
     return None
   stream = nnx.RngStream(rngs.dropout(), tag="dropout")
   return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)), rngs=stream)
+
+
+class LayerNorm(nnx.LayerNorm):
+  """Layer normalisation over channels with epsilon 1e-6, in float32 whatever comes in and goes out.
+
+  Flax's own rounds the input to its dtype first, and refuses bfloat16 under strict promotion.
+  """
+
+  def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    """Makes the layer, for C `channels`; the result is of type `dtype`."""
+    super().__init__(channels, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+    self.result_dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(..., C) of any floating type to the same shape."""
+    return super().__call__(x.astype(jnp.float32)).astype(self.result_dtype)
 
 
 class SqueezeExcite(nnx.Module):

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from flax import nnx
 
 from saol_jax.backbones import create_backbone
@@ -127,6 +128,34 @@ def numpy_average_pool(x, partial):
 
 def relu(x):
   return np.maximum(x, 0)
+
+
+def numpy_layer_norm(x, state, path):
+  scale, bias = (state[f"{path}/{name}".lstrip("/")] for name in ("scale", "bias"))
+  deviation = x - x.mean(-1, keepdims=True)
+  variance = np.square(deviation).mean(-1, keepdims=True)
+  return deviation / np.sqrt(variance + 1e-6) * scale + bias
+
+
+def numpy_linear(x, state, path):
+  return x @ state[f"{path}/kernel"] + state[f"{path}/bias"]
+
+
+def numpy_gelu(x):
+  return x * scipy.special.ndtr(x)
+
+
+def numpy_patches(x, state, path):
+  """A convolution of patches side by side, one patch at a time."""
+  kernel = state[f"{path}/kernel"].astype(np.float64)
+  size = kernel.shape[0]
+  h, w = x.shape[1] // size, x.shape[2] // size
+  y = np.empty((len(x), h, w, kernel.shape[-1]))
+  for i in range(h):
+    for j in range(w):
+      patch = x[:, i * size : (i + 1) * size, j * size : (j + 1) * size]
+      y[:, i, j] = np.tensordot(patch, kernel, 3)
+  return y + state[f"{path}/bias"]
 
 
 def assert_maps_agree(maps, expected):

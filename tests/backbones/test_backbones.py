@@ -33,6 +33,8 @@ from tests.backbones.numerics import (
 # for CIFAR are derived again in the tests of their families; resnet8 is 3*3*3*32 + 18560 + 57568 +
 # 73984 + 128 by hand, for the stem, the blocks and the final norm.
 PARAMETERS = {
+  "convnext_small": (1000, 50_223_688),
+  "convnext_tiny": (1000, 28_589_128),
   "densenet121": (1000, 7_978_856),
   "densenet_bc_100_12": (10, 769_162),  # 0.8 M in Huang et al. 2017
   "pyramidnet110_a64": (100, 1_725_300),  # 1.7 M in Yun et al. 2019
@@ -63,12 +65,16 @@ PARAMETERS = {
   "tf_efficientnet_b3": (1000, 12_233_232),
   "tf_efficientnet_b4": (1000, 19_341_616),
   "tf_mobilenet_v2": (1000, 3_504_872),
+  "vit_base_16": (1000, 86_567_656),
+  "vit_small_16": (1000, 22_050_664),  # timm's
   "wrn_16_4": (100, 2_772_020),
   "wrn_28_10": (100, 36_536_884),
   "wrn_40_2": (100, 2_255_156),
 }
 # Channels and strides of the stages, from the papers' tables.
 STAGES = {
+  "convnext_small": ((96, 192, 384, 768), (4, 8, 16, 32)),
+  "convnext_tiny": ((96, 192, 384, 768), (4, 8, 16, 32)),
   "densenet121": ((256, 512, 1024, 1024), (4, 8, 16, 32)),
   "densenet_bc_100_12": ((216, 300, 342), (1, 2, 4)),
   "pyramidnet110_a64": ((148, 236, 320), (1, 2, 4)),
@@ -99,17 +105,24 @@ STAGES = {
   "tf_efficientnet_b3": ((32, 48, 136, 1536), (4, 8, 16, 32)),
   "tf_efficientnet_b4": ((32, 56, 160, 1792), (4, 8, 16, 32)),
   "tf_mobilenet_v2": ((24, 32, 96, 1280), (4, 8, 16, 32)),
+  "vit_base_16": ((768, 768, 768), (16, 16, 16)),
+  "vit_small_16": ((384, 384, 384), (16, 16, 16)),
   "wrn_16_4": ((64, 128, 256), (1, 2, 4)),
   "wrn_28_10": ((160, 320, 640), (1, 2, 4)),
   "wrn_40_2": ((32, 64, 128), (1, 2, 4)),
 }
 # The sides of the maps of 75x97 pixels where they are not all rounded up, as in the references.
 SIDES = {
+  "convnext_small": ((18, 24), (9, 12), (4, 6), (2, 3)),
+  "convnext_tiny": ((18, 24), (9, 12), (4, 6), (2, 3)),
   "densenet121": ((19, 25), (9, 12), (4, 6), (2, 3)),
   "densenet_bc_100_12": ((75, 97), (37, 48), (18, 24)),
+  "vit_base_16": ((4, 6),) * 3,
+  "vit_small_16": ((4, 6),) * 3,
 }
 # One a class of networks: the others differ in numbers only.
 LAST_STRIDE = (
+  "convnext_tiny",
   "densenet_bc_100_12",
   "efficientnet_b0",
   "mobilenet_v2",
@@ -123,6 +136,10 @@ LAST_STRIDE = (
 # Dropout of values, in every block; of whole branches and ShakeDrop, more often the deeper a block.
 WITH_DROPOUT = ("densenet121", "densenet_bc_100_12", "resnet8", "wrn_16_4", "wrn_28_10", "wrn_40_2")
 WITH_DROP_PATH = (
+  "convnext_small",
+  "convnext_tiny",
+  "vit_base_16",
+  "vit_small_16",
   *(f"efficientnet_b{i}" for i in range(5)),
   *(f"tf_efficientnet_b{i}" for i in range(5)),
 )
@@ -210,7 +227,18 @@ def test_last_stride_leaves_the_parameters_alone(name):
     assert plain == other
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_4", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "resnet8",
+    "wrn_16_4",
+    "resnet18",
+    "resnet50",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "vit_small_16",
+  ],
+)
 def test_bfloat16_maps_with_float32_state(name):
   def run(model, x):
     maps = model(x, train=True)
@@ -474,6 +502,18 @@ def test_dropout_out_of_range(dropout):
 def test_last_stride_other_than_1_or_2(name, last_stride):
   with pytest.raises(UserError, match="choose 1 or 2"):
     create_backbone(name, rngs=nnx.Rngs(0), last_stride=last_stride)
+
+
+@pytest.mark.parametrize("name", ["vit_small_16", "vit_base_16"])
+def test_last_stride_where_there_is_none(name):
+  with pytest.raises(UserError, match=f"'{name}' has one stride for all stages"):
+    create_backbone(name, rngs=nnx.Rngs(0), last_stride=1)
+
+
+@pytest.mark.parametrize(("name", "least"), [("convnext_tiny", 32), ("vit_small_16", 16)])
+def test_images_of_which_no_patch_is_left(name, least):
+  with pytest.raises(UserError, match=f"images of 64 x {least - 1} pixels.* needs {least}"):
+    map_shapes(abstract(name), 64, least - 1)
 
 
 def test_a_name_can_be_registered_once():
