@@ -18,6 +18,12 @@ from saol_jax.train_step import TrainState
 logger = logging.getLogger(__name__)
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+  """Whether a run has saved a state; asks without making the folder, as `Checkpoints` would."""
+  directory = workdir / "checkpoints"
+  return directory.is_dir() and any(entry.name.isdecimal() for entry in directory.iterdir())
+
+
 class Checkpoints:
   """The checkpoints of one run, in `workdir/checkpoints/STEP`.
 

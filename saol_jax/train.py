@@ -14,7 +14,7 @@ import ml_collections
 from clu import parameter_overview
 
 from saol_jax import workdir as workdirs
-from saol_jax.checkpoint import Checkpoints
+from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
@@ -57,6 +57,9 @@ def train_and_evaluate(
     stop = stack.enter_context(StopRequest())
     experiment = stop.run(lambda: Experiment(config))
     evaluation = stop.run(lambda: experiment.source(experiment.eval_split))
+
+    if not has_checkpoints(workdir):
+      stop.run(lambda: experiment.pretrained)  # a mistake shows before the workdir is claimed
 
     workdirs.claim(config, workdir)
     write_model_json(experiment, workdir)
@@ -168,7 +171,7 @@ def _restore_or_init(
 ) -> TrainState:
   """The newest intact checkpoint, or a fresh state."""
   if not checkpoints.steps:
-    return stop.run(experiment.init)
+    return stop.run(experiment.first_state)
   state = checkpoints.restore(experiment.abstract_state())
   logger.info("Going on from step %d of %d", state.step, experiment.num_train_steps)
   return state
