@@ -86,6 +86,7 @@ UNCHECKED = {
   "data.image_field",
   "data.label_field",
   "data.box_field",
+  "model.pretrained",
   "optimizer.name",
   "optimizer.decay_all",
   "optimizer.multipliers",
