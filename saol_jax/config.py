@@ -11,6 +11,7 @@ WATCHING = (
   "log_every_steps",
   "eval_every_steps",
   "checkpoint_every_steps",
+  "figures",
   "eval_batch_size",
   "data.data_dir",
   "data.threads",
@@ -74,6 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_train_steps = 0  # length of the run in steps; 0: from num_epochs
   config.log_every_steps = 100  # steps between lines of progress
   config.eval_every_steps = 2000  # steps between evaluations; the last step is always evaluated
+  config.figures = True  # at each evaluation a picture of evaluation images with SAOL's maps
   config.checkpoint_every_steps = 2000  # steps between checkpoints, beside one at each evaluation
 
   config.model = model = ml_collections.ConfigDict()

@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+import numpy as np
+
 from saol_jax.tensorflow_cpu import import_tensorflow
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,12 @@ class RunLog:
     self._file.flush()
     if self._tensorboard is not None:
       self._tensorboard.write_scalars(step, dict(values))
+      self._tensorboard.flush()
+
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Shows an image (H, W, 3) uint8 in TensorBoard; may be called from another thread."""
+    if self._tensorboard is not None:
+      self._tensorboard.write_images(step, {name: image[None]})
       self._tensorboard.flush()
 
   def close(self) -> None:

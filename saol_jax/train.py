@@ -22,6 +22,7 @@ from saol_jax.distributed import replicated
 from saol_jax.errors import DivergedError, Stopped, UserError
 from saol_jax.evaluate import describe, evaluate
 from saol_jax.experiment import Experiment
+from saol_jax.figures import Figures
 from saol_jax.finish import finish
 from saol_jax.model_card import write_model_json
 from saol_jax.progress import Chrono, clock
@@ -75,10 +76,11 @@ def train_and_evaluate(
     stop.run(experiment.compile)
     logger.info("Compiled in %.0f s", time.monotonic() - started)
 
-    run = _Run(experiment, evaluation, checkpoints, log, scored, stop)
+    figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
+    run = _Run(experiment, evaluation, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
     checkpoints.wait()
-    logger.info("%s", finish(experiment, state, evaluation, log.records, workdir))
+    logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
     return state
 
 
@@ -96,6 +98,7 @@ class _Run:
   checkpoints: Checkpoints
   log: RunLog
   scored: dict[int, float]  # by step; what is in it has been evaluated
+  figures: Figures
   stop: StopRequest
 
   def to_the_end(self, state: TrainState) -> TrainState:
@@ -160,6 +163,7 @@ class _Run:
     self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
     self.scored[step] = results[self.experiment.score_name]
     logger.info("  evaluation at step %d: %s", step, describe(results))
+    self.figures.after_evaluation(state)
 
   def _elapsed_before(self) -> float:
     """Seconds that earlier processes spent on the run."""

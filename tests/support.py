@@ -29,6 +29,7 @@ TINY = {
   "log_every_steps": 4,
   "eval_every_steps": 6,
   "checkpoint_every_steps": 5,
+  "figures": False,  # drawing takes longer than training
   "model.width": 8,
   "model.norm_group": 4,
   "optimizer.ema_decay": 0.9,

@@ -74,6 +74,7 @@ BAD = {
 # Checked against what is known elsewhere (data sets, backbones, schedules, ...), or any value goes.
 UNCHECKED = {
   "num_epochs",
+  "figures",
   "model.name",
   "model.head",
   "model.last_stride",

@@ -23,7 +23,7 @@ from tests.support import ROOT, command, environment, mesh_of, records, run, tin
 def finished(tmp_path_factory):
   """Workdir and output of a run through main.py."""
   workdir = tmp_path_factory.mktemp("finished")
-  code, output = run(command(workdir))
+  code, output = run(command(workdir, figures=True))
   assert code == 0, output
   return workdir, output
 
@@ -47,7 +47,7 @@ def test_run_shows_progress_and_ends_with_a_summary(finished):
 
 
 def test_pictures_are_not_blank(finished):
-  for name in ("predictions.png", "curves.png"):
+  for name in ("predictions.png", "curves.png", "figures/step_06.png", "figures/step_12.png"):
     picture = np.asarray(Image.open(finished[0] / name).convert("L"), np.float32)
     assert min(picture.shape) > 300
     assert picture.std() > 10
