@@ -8,17 +8,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from saol_jax.backbones import layers
+from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.backbones.registry import register
 from saol_jax.norm import GhostBatchNorm
 
 
 class ConvPlan(NamedTuple):
-  """One convolution of a residual branch: see `layers.conv`."""
+  """One convolution of a residual branch: see `layers.conv`, or `DeformableConv`."""
 
   kernel_size: int
   stride: int
   channels: int
   groups: int = 1
+  deformable: bool = False
 
 
 class ResidualBlock(nnx.Module):
@@ -55,8 +57,12 @@ class ResidualBlock(nnx.Module):
     norm_options = {"group": norm_group, "dtype": dtype}
     self.convs, self.norms = nnx.List(), nnx.List()
     channels, self.stride = in_channels, 1
-    for i, (kernel_size, stride, width, groups) in enumerate(plan):
-      self.convs.append(layers.conv(channels, width, kernel_size, stride, groups=groups, **options))
+    for i, (kernel_size, stride, width, groups, deformable) in enumerate(plan):
+      self.convs.append(
+        DeformableConv(channels, width, stride, **options)
+        if deformable
+        else layers.conv(channels, width, kernel_size, stride, groups=groups, **options)
+      )
       last = i == len(plan) - 1
       self.norms.append(GhostBatchNorm(width, zero_scale=last, **norm_options))
       channels, self.stride = width, self.stride * stride
@@ -85,12 +91,12 @@ def basic_plan(channels: int) -> Callable[[int], Sequence[ConvPlan]]:
 
 
 def bottleneck_plan(
-  channels: int, inner: int, groups: int = 1
+  channels: int, inner: int, groups: int = 1, deformable: bool = False
 ) -> Callable[[int], Sequence[ConvPlan]]:
   """From a block's stride to a 1x1, a 3x3 and a 1x1 convolution; `inner` channels inside."""
   return lambda stride: (
     ConvPlan(1, 1, inner),
-    ConvPlan(3, stride, inner, groups),
+    ConvPlan(3, stride, inner, groups, deformable),
     ConvPlan(1, 1, channels),
   )
 
@@ -137,6 +143,7 @@ class ResNet(nnx.Module):
     width: int = 64,
     groups: int = 1,
     inner_ratio: int = 1,
+    deformable_stages: int = 0,
     last_stride: int = 2,
     rngs: nnx.Rngs,
     dtype: jnp.dtype = jnp.float32,
@@ -150,6 +157,7 @@ class ResNet(nnx.Module):
       width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside.
       groups: of the bottleneck's 3x3 convolution.
       inner_ratio: channels inside a bottleneck, over those of a plain ResNet.
+      deformable_stages: the last stages, this many, have deformable 3x3 convolutions.
       last_stride: stride of the last stage, 1 or 2.
       rngs: for the kernels.
       dtype: of the computation and of the stage maps.
@@ -162,8 +170,9 @@ class ResNet(nnx.Module):
     strides = (1, 2, 2, last_stride)
     for stage, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
       channels = width * 2**stage
+      deformable = stage >= len(depths) - deformable_stages
       plan = (
-        bottleneck_plan(4 * channels, inner_ratio * channels, groups)
+        bottleneck_plan(4 * channels, inner_ratio * channels, groups, deformable)
         if bottleneck
         else basic_plan(channels)
       )
@@ -237,3 +246,12 @@ def resnet200(**options) -> ResNet:
 def wide_resnet50_2(**options) -> ResNet:
   """ResNet-50 with bottlenecks twice as wide inside: torchvision's Wide ResNet-50-2."""
   return ResNet((3, 4, 6, 3), bottleneck=True, inner_ratio=2, **options)
+
+
+@register
+def resnet50_dcn(**options) -> ResNet:
+  """ResNet-50 with modulated deformable convolutions in its last three stages.
+
+  Every 3x3 convolution of c3, c4 and c5 (Zhu et al. 2019; mmdetection's `r50-dconv-c3-c5`).
+  """
+  return ResNet((3, 4, 6, 3), bottleneck=True, deformable_stages=3, **options)

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
@@ -31,9 +32,35 @@ def abstract(name, **options):
   return nnx.eval_shape(lambda: create_backbone(name, rngs=SameKey(), **options))
 
 
-def map_shapes(model, height, width):
+@functools.cache
+def traced(model, height, width):
+  """What an evaluation of two images computes, and the shapes of the maps; nothing is compiled."""
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
   images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
-  return nnx.eval_shape(lambda m, x: m(x, train=False), model, images)
+
+  def run(params, rest, images):
+    return nnx.merge(graph, params, rest)(images, train=False)
+
+  return jax.make_jaxpr(run, return_shape=True)(params, rest, images)
+
+
+def map_shapes(model, height, width):
+  return traced(model, height, width)[1]
+
+
+def unused_parameters(model, height, width):
+  """The paths of parameters that the last map does not depend on."""
+  jaxpr = traced(model, height, width)[0].jaxpr
+  needed = {jaxpr.outvars[-1]}
+  for equation in reversed(jaxpr.eqns):
+    if not needed.isdisjoint(equation.outvars):
+      needed.update(v for v in equation.invars if isinstance(v, jax.extend.core.Var))
+  params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  return [
+    "/".join(map(str, path))
+    for (path, _), variable in zip(params, jaxpr.invars[: len(params)], strict=True)
+    if variable not in needed
+  ]
 
 
 def count(model):

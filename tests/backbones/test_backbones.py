@@ -26,6 +26,7 @@ from tests.backbones.numerics import (
   numpy_max_pool,
   numpy_norm,
   relu,
+  unused_parameters,
 )
 
 # (classes, parameters of backbone and GAP-FC). ImageNet: torchvision's published counts, and timm's
@@ -49,6 +50,7 @@ PARAMETERS = {
   "resnet18": (1000, 11_689_512),
   "resnet34": (1000, 21_797_672),
   "resnet50": (1000, 25_557_032),
+  "resnet50_dcn": (1000, 25_557_032 + 871_263),  # see test_deformable.py
   "resnet101": (1000, 44_549_160),
   "resnet152": (1000, 60_192_808),
   "resnet200": (1000, 64_673_832),
@@ -58,6 +60,8 @@ PARAMETERS = {
   "resnext29_8x64d": (10, 34_426_698),  # 34.4 M in Xie et al. 2017
   "resnext50_32x4d": (1000, 25_028_904),
   "resnext101_32x4d": (1000, 44_177_704),
+  # 14,714,688 in torchvision's features, then 9 * 512 * 1024 + 1024 for the last convolution.
+  "vgg16_gap": (1000, 14_714_688 + 4_719_616 + 1_025_000),
   "wide_resnet50_2": (1000, 68_883_240),
   "tf_efficientnet_b0": (1000, 5_288_548),
   "tf_efficientnet_b1": (1000, 7_794_184),
@@ -89,6 +93,7 @@ STAGES = {
   "resnet18": ((64, 128, 256, 512), (4, 8, 16, 32)),
   "resnet34": ((64, 128, 256, 512), (4, 8, 16, 32)),
   "resnet50": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "resnet50_dcn": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnet101": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnet152": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnet200": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
@@ -98,6 +103,7 @@ STAGES = {
   "resnext29_8x64d": ((256, 512, 1024), (1, 2, 4)),
   "resnext50_32x4d": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnext101_32x4d": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "vgg16_gap": ((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)),
   "wide_resnet50_2": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "tf_efficientnet_b0": ((24, 40, 112, 1280), (4, 8, 16, 32)),
   "tf_efficientnet_b1": ((24, 40, 112, 1280), (4, 8, 16, 32)),
@@ -117,6 +123,7 @@ SIDES = {
   "convnext_tiny": ((18, 24), (9, 12), (4, 6), (2, 3)),
   "densenet121": ((19, 25), (9, 12), (4, 6), (2, 3)),
   "densenet_bc_100_12": ((75, 97), (37, 48), (18, 24)),
+  "vgg16_gap": ((75, 97), (37, 48), (18, 24), (9, 12), (4, 6)),
   "vit_base_16": ((4, 6),) * 3,
   "vit_small_16": ((4, 6),) * 3,
 }
@@ -131,6 +138,7 @@ LAST_STRIDE = (
   "resnet18",
   "resnet20",
   "resnet50",
+  "vgg16_gap",
   "wrn_16_4",
 )
 # Dropout of values, in every block; of whole branches and ShakeDrop, more often the deeper a block.
@@ -194,6 +202,11 @@ def test_stage_shapes(name):
   assert_stages(abstract(name), *STAGES[name], SIDES.get(name))
 
 
+@every_backbone
+def test_the_last_map_depends_on_every_parameter(name):
+  assert unused_parameters(abstract(name), 75, 97) == []
+
+
 def other_stride(name):
   return 2 if name == "resnet8" else 1
 
@@ -212,6 +225,7 @@ def test_grids_that_the_design_names():
   assert map_shapes(abstract("resnet8"), 32, 32)[-1].shape == (2, 8, 8, 64)
   assert map_shapes(abstract("resnet50"), 224, 224)[-1].shape == (2, 7, 7, 2048)
   assert map_shapes(abstract("resnet50", last_stride=1), 224, 224)[-1].shape == (2, 14, 14, 2048)
+  assert map_shapes(abstract("vgg16_gap"), 224, 224)[-1].shape == (2, 14, 14, 1024)
 
 
 @pytest.mark.parametrize("name", LAST_STRIDE)
