@@ -19,6 +19,7 @@ def import_tensorflow():
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   import tensorflow as tf
 
+  tf.get_logger().setLevel("ERROR")  # each split has a graph of its own, which it calls wasteful
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)
   return tf

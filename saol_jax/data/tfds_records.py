@@ -134,7 +134,7 @@ class TfdsRecords:
 
 
 def _test_split(builder) -> str:
-  if "test" in builder.info.splits and not builder.info.name.startswith("imagenet2012"):
+  if "test" in builder.info.splits and builder.info.name != "imagenet2012":
     return "test"
   return "validation"
 

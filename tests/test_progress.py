@@ -1,0 +1,63 @@
+"""How the time of a run is counted, with a clock of our own."""
+
+import logging
+
+import pytest
+
+from saol_jax import progress
+from saol_jax.progress import Chrono, clock
+
+
+@pytest.fixture
+def now(monkeypatch):
+  time = [100.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: time[0])
+  return time
+
+
+def pass_time(chrono, now, *, training, waiting, pausing=0.0):
+  now[0] += training
+  with chrono.waiting():
+    now[0] += waiting
+  with chrono.pause():
+    now[0] += pausing
+
+
+def test_pauses_do_not_count_and_waiting_is_a_share_of_the_rest(now):
+  chrono = Chrono(num_train_steps=100, batch_size=32, elapsed=50.0)
+  chrono.begin(20)
+  pass_time(chrono, now, training=6.0, waiting=2.0, pausing=30.0)
+  rate, waited, left = chrono.lap(30)
+  assert rate == pytest.approx(10 * 32 / 8)
+  assert waited == pytest.approx(0.25)
+  assert left == pytest.approx(70 * 0.8)
+  assert chrono.elapsed == pytest.approx(50 + 38)
+  pass_time(chrono, now, training=4.0, waiting=0.0)  # a new interval
+  assert chrono.lap(50)[:2] == (pytest.approx(20 * 32 / 4), 0.0)
+
+
+def test_waiting_for_data_is_warned_of_once_when_it_goes_on(now, caplog):
+  chrono = Chrono(num_train_steps=100, batch_size=32, elapsed=0.0)
+  chrono.begin(0)
+
+  def warnings_after(*shares):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+      for share in shares:
+        pass_time(chrono, now, training=10 * (1 - share), waiting=10 * share)
+        chrono.lap(10)
+    return [record.getMessage() for record in caplog.records]
+
+  assert warnings_after(0.09, 0.09, 0.09, 0.09) == []
+  assert warnings_after(0.5, 0.5, 0.0, 0.5, 0.5, 0.0) == []  # it did not stay
+  (message,) = warnings_after(0.2, 0.3, 0.4)
+  assert "waits for data for 40 % of the time" in message
+  assert "python -m saol_jax.data.resize" in message
+  assert warnings_after(0.9, 0.9, 0.9, 0.9) == []
+
+
+@pytest.mark.parametrize(
+  ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05"), (90_000, "25:00:00")]
+)
+def test_clock(seconds, text):
+  assert clock(seconds) == text
