@@ -108,6 +108,8 @@ def match(model: Classifier, tensors: Mapping[str, np.ndarray], source: str) -> 
       parameters that are not among them, a shape differs, or a number is not finite.
   """
   naming, prefix = _detect(model.backbone, tensors, source)
+  if objection := naming.objection(model.backbone):
+    raise UserError(f"model.pretrained={source!r} {objection}")
   slots = list(_slots(model.backbone, ("backbone",), naming.pairs(model.backbone)))
   values, used = _fill(model, slots, prefix, tensors, source)
   classifier, of_gap, names = _classifier(model, naming, prefix, tensors)

@@ -97,6 +97,8 @@ class InvertedResidualNetwork(nnx.Module):
   Attributes:
     stage_channels: channels of each stage map.
     stage_strides: total stride of each stage map.
+    has_gates: the blocks have squeeze-and-excitation.
+    tensorflow: strided convolutions are padded as in TensorFlow.
   """
 
   def __init__(
@@ -162,6 +164,8 @@ class InvertedResidualNetwork(nnx.Module):
     self.head = layers.conv(in_channels, head_channels, 1, rngs=rngs, dtype=dtype)
     self.head_norm = GhostBatchNorm(head_channels, **norm_options)
     self.activation = activation
+    self.has_gates = squeeze_excite
+    self.tensorflow = tensorflow
     self.stage_channels = (*(rows[end][2] for end in _STAGE_ENDS), head_channels)
     self.stage_strides = (4, 8, 16, 16 * last_stride)
     self.dtype = dtype

@@ -20,10 +20,23 @@ To add a family, write `saol_jax/pretrained_names/FAMILY.py` with its namings an
 `NAMINGS` below.
 """
 
-from saol_jax.backbones import ResNet
-from saol_jax.pretrained_names import resnet
+from saol_jax.backbones import ConvNeXt, InvertedResidualNetwork, ResNet, VisionTransformer
+from saol_jax.pretrained_names import convnext, inverted_residual, resnet, vit
 from saol_jax.pretrained_names.naming import Naming
 
 NAMINGS: dict[type, tuple[Naming, ...]] = {
+  ConvNeXt: (convnext.TORCHVISION, convnext.TIMM, convnext.AUTHORS, convnext.TRANSFORMERS),
+  InvertedResidualNetwork: (
+    inverted_residual.TORCHVISION,
+    inverted_residual.TIMM,
+    inverted_residual.TRANSFORMERS,
+  ),
   ResNet: (resnet.TORCHVISION, resnet.TRANSFORMERS),
+  VisionTransformer: (
+    vit.TIMM,
+    vit.TORCHVISION,
+    vit.TORCHVISION_FILES,
+    vit.TRANSFORMERS,
+    vit.TRANSFORMERS_5,
+  ),
 }
