@@ -46,6 +46,12 @@ def export() -> None:
   )
 
 
+def list_models() -> None:
+  from saol_jax.model_list import list_command
+
+  list_command(FLAGS.backbones)
+
+
 # Mode -> what it does, and the flags that it cannot do without.
 MODES = {
   "train": (train, ("config", "workdir")),
@@ -53,6 +59,7 @@ MODES = {
   "localize": (localize, ("config", "workdir")),
   "predict": (predict, ("workdir", "images")),  # no config: the workdir knows its own
   "export": (export, ("workdir",)),  # likewise
+  "list": (list_models, ()),
 }
 
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
@@ -61,6 +68,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("images", None, "For predict: a file, a folder, or a pattern in quotes.")
 flags.DEFINE_string("output", None, "For predict and export: folder; else in --workdir.")
 flags.DEFINE_integer("top_k", 5, "For predict: how many classes to name.")
+flags.DEFINE_string("backbones", "*", "For list: a pattern of names, such as 'resnet*'.")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For export: which one.")
 flags.DEFINE_enum("weights", "auto", ["auto", "raw", "ema"], "For export: auto: ema if kept.")
 flags.DEFINE_bool("fuse", False, "For export: fold batch norms into convolutions.")

@@ -2,8 +2,10 @@
 
   python benchmarks/heads.py
   python benchmarks/heads.py --networks resnet101:224:1000 wrn_40_2:32:100
+  python benchmarks/heads.py --networks resnet50:224:1000 --compile
 
-For each network (backbone, pixels a side, classes) and default SAOL sizes it counts, for one image:
+For each network (backbone, pixels a side, classes), SAOL at its default sizes and the light one
+(`saol_jax.model.LIGHT_HEAD`) it counts, for one image:
 
   GAP-FC           the backbone and GAP-FC
   SAOL, inference  the backbone and SAOL without its mask branch; GAP-FC is left out
@@ -13,35 +15,41 @@ For each network (backbone, pixels a side, classes) and default SAOL sizes it co
 
 Multiply-adds are the literature's unit (often printed as "FLOPs"): k * k * c_in * c_out * h * w for
 a convolution to h x w, counted over all convolutions and matrix products of the program that is
-traced; the bilinear resizes are among them, since they are matrix products. One multiply-add is two
-FLOPs. XLA's own count (`cost_analysis()` of the lowered program; to compile it takes minutes and
-changes the count by a fraction of a per cent) stands beside it in FLOPs: it leaves out products
-with padding, and adds normalisation, activations and softmax. There SAOL in training is compared
+traced (`saol_jax/arithmetic.py`); the bilinear resizes are among them, since they are matrix
+products. One multiply-add is two FLOPs. XLA's own count stands beside it in FLOPs
+(`cost_analysis()` of the lowered program, or with --compile, which takes minutes, of the compiled
+one): it leaves out products with padding, and adds normalisation, activations and softmax. There SAOL in training is compared
 with GAP-FC in training, since normalisation costs more then.
 
 Nothing is computed, so the numbers do not depend on the machine.
 """
 
 import argparse
-import math
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend
-import jax.numpy as jnp
 from flax import nnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
 from saol_jax import create_model
+from saol_jax.arithmetic import image, multiply_adds, parameters, trace
 from saol_jax.errors import UserError
+from saol_jax.model import LIGHT_HEAD
 
 NETWORKS = ("resnet50:224:1000", "wrn_28_10:32:100", "resnet18:224:1000")
-LABELS = {"gap": "GAP-FC", "saol_inference": "SAOL, inference", "saol_training": "SAOL, training"}
+LABELS = {
+  "gap": "GAP-FC",
+  "saol_inference": "SAOL, inference",
+  "saol_training": "SAOL, training",
+  "light_inference": "light SAOL, inference",
+  "light_training": "light SAOL, training",
+}
 
 _HEADER = (
   "network",
@@ -62,19 +70,24 @@ def main() -> None:
   options = _parse()
   record.check_output(options.output)
   result = record.describe_run()
-  result["settings"] = {"networks": options.networks}
-  result["networks"] = [count_network(*_split(network)) for network in options.networks]
+  result["settings"] = {"networks": options.networks, "compile": options.compile}
+  result["networks"] = [
+    count_network(*_split(network), compiled=options.compile) for network in options.networks
+  ]
   print(table(result["networks"]))
   record.write(options.output, result)
 
 
-def count_network(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
+def count_network(
+  name: str, image_size: int, num_classes: int, *, compiled: bool = False
+) -> dict[str, Any]:
   """Parameters and arithmetic of one network with each output layer.
 
   Args:
     name: of a backbone.
     image_size: pixels a side.
     num_classes: K.
+    compiled: let XLA count the compiled programs rather than the lowered ones.
 
   Returns:
     For JSON: the network, the backbone's own numbers, and `outputs` by the keys of LABELS.
@@ -82,23 +95,25 @@ def count_network(name: str, image_size: int, num_classes: int) -> dict[str, Any
   Raises:
     UserError: unknown backbone.
   """
-  model = nnx.eval_shape(lambda: create_model(name, num_classes, rngs=nnx.Rngs(0)))
-  gap, saol, mask = (_parameters(part) for part in (model.gap, model.saol, model.saol.mask))
-  backbone = {"parameters": _parameters(model.backbone)} | _cost(
-    model, image_size, lambda model, images: model.backbone(images, train=False)
+  model, light = (
+    nnx.eval_shape(lambda o=options: create_model(name, num_classes, rngs=nnx.Rngs(0), **o))
+    for options in ({}, LIGHT_HEAD)
   )
-  outputs = {
-    key: _with_head(backbone, parameters, _cost(model, image_size, forward))
-    for key, parameters, forward in (
-      ("gap", gap, _gap(train=False)),
-      ("saol_inference", saol - mask, _saol),
-      ("saol_training", gap + saol, _everything),
-    )
-  }
-  gap_in_training = _cost(model, image_size, _gap(train=True))["xla_flops"]
+  count = functools.partial(_cost, image_size=image_size, compiled=compiled)
+  backbone = {"parameters": parameters(model.backbone)} | count(
+    model, lambda model, images: model.backbone(images, train=False)
+  )
+  gap = parameters(model.gap)
+  outputs = {"gap": _with_head(backbone, gap, count(model, _gap(train=False)))}
+  for name_of_head, with_head in (("saol", model), ("light", light)):
+    saol, mask = parameters(with_head.saol), parameters(with_head.saol.mask)
+    inference, training = count(with_head, _saol), count(with_head, _everything)
+    outputs[f"{name_of_head}_inference"] = _with_head(backbone, saol - mask, inference)
+    outputs[f"{name_of_head}_training"] = _with_head(backbone, gap + saol, training)
+  gap_in_training = count(model, _gap(train=True))["xla_flops"]
   for key, output in outputs.items():
     base = outputs["gap"]
-    xla_base = gap_in_training if key == "saol_training" else base["xla_flops"]
+    xla_base = gap_in_training if key.endswith("_training") else base["xla_flops"]
     output["over_gap_percent"] = {
       "parameters": 100 * (output["parameters"] / base["parameters"] - 1),
       "multiply_adds": 100 * (output["multiply_adds"] / base["multiply_adds"] - 1),
@@ -108,6 +123,7 @@ def count_network(name: str, image_size: int, num_classes: int) -> dict[str, Any
     "name": name,
     "image_size": image_size,
     "num_classes": num_classes,
+    "xla_flops_of": "compiled program" if compiled else "lowered program",
     "backbone": backbone,
     "outputs": outputs,
     "gap_xla_flops_in_training": gap_in_training,
@@ -141,32 +157,6 @@ def table(networks: list[dict[str, Any]]) -> str:
   return record.markdown(_HEADER, rows, text_columns=2)
 
 
-def multiply_adds(jaxpr: jax.extend.core.Jaxpr) -> int:
-  """Multiply-adds of all convolutions and matrix products of a traced program.
-
-  Raises:
-    ValueError: the program has a loop or a branch, whose trips are not known.
-  """
-  total = 0
-  for equation in jaxpr.eqns:
-    name, parameters = equation.primitive.name, equation.params
-    if name in ("scan", "while", "cond"):
-      raise ValueError(f"cannot count the arithmetic of a program with {name!r}")
-    if name in ("conv_general_dilated", "dot_general"):
-      left, right = (variable.aval for variable in equation.invars)
-      if name == "dot_general":
-        (contracted, _), _ = parameters["dimension_numbers"]
-        each = math.prod(left.shape[axis] for axis in contracted)
-      else:
-        each = right.size // right.shape[parameters["dimension_numbers"].rhs_spec[0]]
-      total += equation.outvars[0].aval.size * each
-    for value in parameters.values():
-      inner = getattr(value, "jaxpr", value)
-      if isinstance(inner, jax.extend.core.Jaxpr):
-        total += multiply_adds(inner)
-  return total
-
-
 def _gap(*, train: bool) -> Callable:
   return lambda model, images: model.gap(model.backbone(images, train=train)[-1])
 
@@ -179,14 +169,17 @@ def _everything(model: nnx.Module, images: jax.Array) -> Any:
   return model(images, train=True)
 
 
-def _cost(model: nnx.Module, image_size: int, forward: Callable) -> dict[str, int]:
+def _cost(
+  model: nnx.Module, forward: Callable, *, image_size: int, compiled: bool
+) -> dict[str, int]:
   """Arithmetic of `forward(model, images)` for one image; the model may be abstract."""
-  graph, state = nnx.split(model)
-  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  traced = jax.jit(lambda state, x: forward(nnx.merge(graph, state), x)).trace(state, image)
+  traced = trace(model, forward, image(image_size))
+  program = traced.lower()
+  if compiled:
+    program = program.compile()
   return {
     "multiply_adds": multiply_adds(traced.jaxpr.jaxpr),
-    "xla_flops": int(traced.lower().cost_analysis()["flops"]),
+    "xla_flops": int(program.cost_analysis()["flops"]),
   }
 
 
@@ -201,10 +194,6 @@ def _with_head(backbone: dict, head_parameters: int, cost: dict) -> dict[str, An
   }
 
 
-def _parameters(module: nnx.Module) -> int:
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
-
-
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument(
@@ -214,6 +203,7 @@ def _parse() -> argparse.Namespace:
     metavar="BACKBONE:PIXELS:CLASSES",
     help=f"default: {' '.join(NETWORKS)}",
   )
+  parser.add_argument("--compile", action="store_true", help="XLA's count after compilation")
   parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "heads.json")
   return parser.parse_args()
 

@@ -13,6 +13,9 @@ from saol_jax.heads import SAOL, GapFC, SpatialOutput
 
 HEADS = ("saol", "gap")
 
+# SAOL with 1 x 1 kernels and half the width: options of `create_model`, fields of `config.model`.
+LIGHT_HEAD = {"width": 64, "kernel_size": 1}
+
 
 @struct.dataclass
 class ModelOutput:

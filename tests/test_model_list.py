@@ -1,0 +1,51 @@
+"""`--mode=list` says of each backbone what is true."""
+
+import re
+import sys
+
+import pytest
+
+from saol_jax.errors import UserError
+from saol_jax.model_list import describe, list_command
+from tests.support import ROOT, run
+
+
+def test_resnet50():
+  """torchvision's table of weights has 25,557,032 parameters and 4.09 G multiply-adds."""
+  entry = describe("resnet50")
+  assert (entry.image_size, entry.num_classes) == (224, 1000)
+  assert entry.stages == ((4, 256), (8, 512), (16, 1024), (32, 2048))
+  assert entry.gap.parameters == 25_557_032
+  assert round(entry.gap.multiply_adds / 1e9, 2) == 4.09
+  # The numbers of benchmarks/heads.py, which counts the whole model at once.
+  assert (entry.saol.parameters, entry.saol.multiply_adds) == (29_785_257, 4_400_240_768)
+
+
+def test_small_images_for_what_is_made_for_them():
+  entry = describe("wrn_16_4")
+  assert (entry.image_size, entry.num_classes) == (32, 100)
+  assert entry.stages == ((1, 64), (2, 128), (4, 256))
+  assert entry.gap.parameters == 2_772_020
+  assert entry.light.parameters < entry.saol.parameters
+  assert entry.gap.multiply_adds < entry.light.multiply_adds < entry.saol.multiply_adds
+
+
+def test_the_command_prints_an_aligned_table_and_needs_no_other_flag():
+  code, output = run([sys.executable, str(ROOT / "main.py"), "--mode=list", "--backbones=resnet?"])
+  assert code == 0, output
+  header, row = output.splitlines()[-2:]
+  assert row.split()[:2] == ["resnet8", "32"]
+  assert row.split()[-3:] == ["32/2", "64/4", "64/4"]
+  entry = describe("resnet8")
+  gap, saol = (f"{cost.parameters / 1e6:.3f}" for cost in (entry.gap, entry.saol))
+  assert f" {gap} " in row
+  over = 100 * (entry.saol.parameters / entry.gap.parameters - 1)
+  assert re.search(rf" {saol} +\+{over:.1f}% ", row)
+  for column, number in (("GAP-FC, M", gap), ("stages:", "32/2")):
+    at = header.index(column)
+    assert number in row[at : at + len(column)]
+
+
+def test_no_backbone_of_that_name():
+  with pytest.raises(UserError, match=r"--backbones='resnext\*\*x' matches none of .*resnet18"):
+    list_command("resnext**x")
