@@ -18,8 +18,8 @@ a convolution to h x w, counted over all convolutions and matrix products of the
 traced (`saol_jax/arithmetic.py`); the bilinear resizes are among them, since they are matrix
 products. One multiply-add is two FLOPs. XLA's own count stands beside it in FLOPs
 (`cost_analysis()` of the lowered program, or with --compile, which takes minutes, of the compiled
-one): it leaves out products with padding, and adds normalisation, activations and softmax. There SAOL in training is compared
-with GAP-FC in training, since normalisation costs more then.
+one): it leaves out products with padding, and adds normalisation, activations and softmax. There
+SAOL in training is compared with GAP-FC in training, since normalisation costs more then.
 
 Nothing is computed, so the numbers do not depend on the machine.
 """

@@ -4,7 +4,7 @@
   python main.py --config=configs/cifar_saol.py:cifar100,wrn_28_10,gap --workdir=runs/cifar100_gap
 
 Arguments, in any order: cifar10 or cifar100 (the default); a backbone (wrn_40_2 is the default);
-gap for GAP-FC with the same recipe, CutMix included.
+gap for GAP-FC with the same recipe, CutMix included; light for the light SAOL.
 
 Recipe: CutMix (Yun et al. 2019) and ABN (Fukui et al. 2019), which the SAOL authors say they kept:
 300 epochs, batch 128, SGD with Nesterov momentum, rate 0.1, weight decay 5e-4, cosine decay, CutMix
@@ -16,6 +16,7 @@ No result of ours is known yet for these runs.
 from saol_jax.backbones import list_backbones
 from saol_jax.config import default_config
 from saol_jax.errors import UserError
+from saol_jax.model import LIGHT_HEAD
 
 
 def get_config(arg: str = ""):
@@ -31,11 +32,13 @@ def get_config(arg: str = ""):
       config.data.name = part
     elif part in ("saol", "gap"):
       config.model.head = part
+    elif part == "light":
+      config.model.update(LIGHT_HEAD)
     elif part in list_backbones():
       config.model.name = part
     else:
       raise UserError(
-        f"argument {part!r} of configs/cifar_saol.py; expected cifar10, cifar100, saol, gap or a "
-        f"backbone: {', '.join(list_backbones())}"
+        f"argument {part!r} of configs/cifar_saol.py; expected cifar10, cifar100, saol, gap, "
+        f"light or a backbone: {', '.join(list_backbones())}"
       )
   return config

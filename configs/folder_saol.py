@@ -4,7 +4,8 @@
 
 expects DIR/train/<class>/* and DIR/val/<class>/*, and takes boxes from DIR/boxes.csv where it
 exists (README, "Data"). Arguments, in any order: a backbone (resnet18 is the default), gap for
-GAP-FC with the same recipe, and a number for the side of the images in pixels (224 is the default):
+GAP-FC with the same recipe, light for the light SAOL, and a number for the side of
+the images in pixels (224 is the default):
 
   python main.py --config=configs/folder_saol.py:wrn_16_4,64 ...
 
@@ -16,6 +17,7 @@ No result of ours is known yet for it.
 from saol_jax.backbones import list_backbones
 from saol_jax.config import default_config
 from saol_jax.errors import UserError
+from saol_jax.model import LIGHT_HEAD
 
 
 def get_config(arg: str = ""):
@@ -36,13 +38,15 @@ def get_config(arg: str = ""):
   for part in filter(None, arg.split(",")):
     if part in ("saol", "gap"):
       config.model.head = part
+    elif part == "light":
+      config.model.update(LIGHT_HEAD)
     elif part in list_backbones():
       config.model.name = part
     elif part.isdecimal():
       config.data.image_size = int(part)
     else:
       raise UserError(
-        f"argument {part!r} of configs/folder_saol.py; expected saol, gap, a side in pixels such "
-        f"as 224, or a backbone: {', '.join(list_backbones())}"
+        f"argument {part!r} of configs/folder_saol.py; expected saol, gap, light, a side in pixels "
+        f"such as 224, or a backbone: {', '.join(list_backbones())}"
       )
   return config

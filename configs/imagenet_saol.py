@@ -5,7 +5,8 @@ r"""ImageNet with ResNets: SAOL, and the GAP-FC baselines beside it.
   python main.py --config=configs/imagenet_saol.py:resnet101,gap --workdir=runs/imagenet_gap ...
 
 Arguments, in any order: a backbone (resnet50 is the default); gap for GAP-FC with the same recipe,
-CutMix included. DIR holds `imagenet2012`, prepared by TFDS in ArrayRecord (README, "ImageNet").
+CutMix included; light for the light SAOL. DIR holds `imagenet2012`, prepared by TFDS in
+ArrayRecord (README, "ImageNet").
 
 Recipe: CutMix (Yun et al. 2019), which the SAOL authors say they kept: 300 epochs, batch 256, SGD
 with Nesterov momentum, rate 0.1, weight decay 1e-4, x 0.1 every 75 epochs, CutMix with probability
@@ -19,6 +20,7 @@ No result of ours is known yet for these runs.
 from saol_jax.backbones import list_backbones
 from saol_jax.config import default_config
 from saol_jax.errors import UserError
+from saol_jax.model import LIGHT_HEAD
 
 _STEPS_PER_EPOCH = 1_281_167 // 256
 
@@ -46,11 +48,13 @@ def get_config(arg: str = ""):
   for part in filter(None, arg.split(",")):
     if part in ("saol", "gap"):
       config.model.head = part
+    elif part == "light":
+      config.model.update(LIGHT_HEAD)
     elif part in list_backbones():
       config.model.name = part
     else:
       raise UserError(
-        f"argument {part!r} of configs/imagenet_saol.py; expected saol, gap or a backbone: "
+        f"argument {part!r} of configs/imagenet_saol.py; expected saol, gap, light or a backbone: "
         f"{', '.join(list_backbones())}"
       )
   return config

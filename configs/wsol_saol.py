@@ -12,6 +12,7 @@ Arguments, in any order:
   folder    your own images, as configs/folder_saol.py takes them, with boxes in DIR/boxes.csv
   a backbone (resnet50 is the default), and a number for the side of the images in pixels (224)
   gap       GAP-FC alone with the same recipe, the baseline of CAM
+  light     the light SAOL
   crop      evaluate on the centred square of 0.875 of the shorter side; otherwise the whole image
             is resized straight to a square, and no box is cut (wsolevaluation's protocol)
 
@@ -31,6 +32,7 @@ No result of ours is known yet for these runs.
 from saol_jax.backbones import list_backbones
 from saol_jax.config import default_config
 from saol_jax.errors import UserError
+from saol_jax.model import LIGHT_HEAD
 
 _CUB_EPOCH = 5_994 // 32  # steps
 _IMAGENET_EPOCH = 1_281_167 // 256
@@ -71,6 +73,8 @@ def get_config(arg: str = ""):
       config.data.name = "folder"
     elif part in ("saol", "gap"):
       config.model.head = part
+    elif part == "light":
+      config.model.update(LIGHT_HEAD)
     elif part == "crop":
       config.data.eval_crop = 0.875
     elif part in list_backbones():
@@ -80,6 +84,6 @@ def get_config(arg: str = ""):
     elif part != "cub":
       raise UserError(
         f"argument {part!r} of configs/wsol_saol.py; expected cub, imagenet, folder, saol, gap, "
-        f"crop, a side in pixels such as 224, or a backbone: {', '.join(list_backbones())}"
+        f"light, crop, a side in pixels such as 224, or a backbone: {', '.join(list_backbones())}"
       )
   return config

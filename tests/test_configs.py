@@ -140,6 +140,13 @@ def test_cifar_config_takes_arguments_in_any_order(name):
     get_config(path, "vgg")
 
 
+@pytest.mark.parametrize("name", ["cifar", "folder", "imagenet", "wsol"])
+def test_the_light_head_is_an_argument(name):
+  config = get_config(ROOT / "configs" / f"{name}_saol.py", "light,resnet34")
+  assert (config.model.head, config.model.width, config.model.kernel_size) == ("saol", 64, 1)
+  assert config.model.name == "resnet34"
+
+
 @pytest.mark.parametrize(
   ("argument", "data", "epochs", "rates", "drops"),
   [
