@@ -75,7 +75,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.num_train_steps = 0  # length of the run in steps; 0: from num_epochs
   config.log_every_steps = 100  # steps between lines of progress
   config.eval_every_steps = 2000  # steps between evaluations; the last step is always evaluated
-  config.figures = True  # at each evaluation a picture of evaluation images with SAOL's maps
+  config.figures = True  # pictures of maps at each evaluation, and of the classes after the last
   config.checkpoint_every_steps = 2000  # steps between checkpoints, beside one at each evaluation
 
   config.model = model = ml_collections.ConfigDict()

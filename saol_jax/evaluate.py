@@ -5,11 +5,13 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
 from saol_jax.checkpoint import Checkpoints
+from saol_jax.class_report import Sums, write_class_report
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import padded_batches
@@ -26,6 +28,20 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Evaluation(NamedTuple):
+  """What is known of a state after it has seen a whole split.
+
+  Attributes:
+    scores: `PREFIX/HEAD_SCORE`, and `PREFIX/ema_HEAD_SCORE` for the moving average, for each
+      trained head and each of `metrics.classification_scores`.
+    sums: of the moving average where it is on, by head, the main one first, see
+      `train_step.make_eval_step`.
+  """
+
+  scores: dict[str, float]
+  sums: Sums
+
+
 def evaluate(
   experiment: Experiment,
   state: TrainState,
@@ -33,7 +49,7 @@ def evaluate(
   prefix: str,
   *,
   check_stop: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Evaluation:
   """Scores a state on a whole split.
 
   Args:
@@ -42,10 +58,6 @@ def evaluate(
     source: the examples.
     prefix: of the result's keys, such as "eval".
     check_stop: called between batches; may raise.
-
-  Returns:
-    `PREFIX/HEAD_SCORE`, and `PREFIX/ema_HEAD_SCORE` for the moving average, for each trained head
-    and each of `metrics.classification_scores`.
   """
   candidates = {"": state.variables}
   if state.ema is not None:
@@ -72,7 +84,7 @@ def evaluate(
     for head in experiment.heads:
       for score, value in classification_scores(sums[head]).items():
         results[f"{prefix}/{name}{head}_{score}"] = value
-  return results
+  return Evaluation(results, {head: sums[head] for head in experiment.heads})
 
 
 def describe(results: dict[str, float]) -> str:
@@ -93,7 +105,8 @@ def evaluate_workdir(
   """`--mode=evaluate`: scores a checkpoint of a finished or running run.
 
   Reproduces the number that training logged at that step, and writes it to
-  `workdir/evaluation_SPLIT_CHECKPOINT.json`. Nothing else in the workdir changes.
+  `workdir/evaluation_SPLIT_CHECKPOINT.json`, and what it says of the classes to the folder of that
+  name. Nothing else in the workdir changes.
 
   Raises:
     UserError: no checkpoint there, or one of another config.
@@ -108,11 +121,24 @@ def evaluate_workdir(
 
   state = restore_wanted(experiment, workdir)
   logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
-  results = evaluate(experiment, state, source, split)
+  results, sums = evaluate(experiment, state, source, split)
   path = workdir / f"evaluation_{split}_{wanted}.json"
   path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
-  logger.info("%s\nwritten to %s", describe(results), path)
+  report_classes(experiment, sums, path.with_suffix(""), split, int(state.step))
+  logger.info("%s\nwritten to %s and %s/", describe(results), path, path.with_suffix(""))
   return results
+
+
+def report_classes(
+  experiment: Experiment, sums: Sums, folder: pathlib.Path, split: str, step: int
+) -> None:
+  """Writes what an evaluation says of the classes, see `class_report`; the first process does."""
+  if jax.process_index():
+    return
+  config, names = experiment.config, experiment.info.class_names
+  average = ", moving average" if config.optimizer.ema_decay else ""
+  title = f"{config.model.name} on {config.data.name}, {split}, step {step}{average}"
+  write_class_report(folder, sums, names, title, pictures=config.figures)
 
 
 def restore_wanted(experiment: Experiment, workdir: pathlib.Path) -> TrainState:

@@ -41,6 +41,12 @@ def classification_sums(
   }
 
 
+def confusion_counts(log_probs: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+  """(K, K) float32: how often each class (row) was taken for each (column), see above."""
+  empty = jnp.zeros((log_probs.shape[1],) * 2, jnp.float32)
+  return empty.at[labels, log_probs.argmax(axis=1)].add(mask)
+
+
 def classification_scores(sums: dict[str, np.ndarray]) -> dict[str, float]:
   """Scores of a whole data set.
 

@@ -228,9 +228,7 @@ def _text(
 ) -> float:
   """Writes text + end on the baseline y, shortening text to fit into `room`; returns the width."""
   font = font_manager.FontProperties(family=FONT, size=pixels * 72 / DPI, weight=weight)
-  glyphs = font_manager.get_font(font_manager.findfont(font))
-  # A character that the font lacks would warn; a line break, which it lacks too, leave the line.
-  text = "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in text)
+  text = drawable(text, weight)
   artist = axes.text(
     x,
     y,
@@ -250,6 +248,13 @@ def _text(
     text = text[: min(len(text) - 1, int(len(text) * room / width))]
     artist.set_text(f"{text.rstrip()}…{end}")
   return width
+
+
+def drawable(text: str, weight: str = "normal") -> str:
+  """The text with a box for every character that the font lacks, line breaks among them."""
+  font = font_manager.FontProperties(family=FONT, weight=weight)
+  glyphs = font_manager.get_font(font_manager.findfont(font))
+  return "".join(c if glyphs.get_char_index(ord(c)) else "□" for c in text)
 
 
 def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:

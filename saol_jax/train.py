@@ -20,7 +20,7 @@ from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
 from saol_jax.distributed import replicated
 from saol_jax.errors import DivergedError, Stopped, UserError
-from saol_jax.evaluate import describe, evaluate
+from saol_jax.evaluate import describe, evaluate, report_classes
 from saol_jax.experiment import Experiment
 from saol_jax.figures import Figures
 from saol_jax.finish import finish
@@ -77,7 +77,7 @@ def train_and_evaluate(
     logger.info("Compiled in %.0f s", time.monotonic() - started)
 
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
-    run = _Run(experiment, evaluation, checkpoints, log, scored, figures, stop)
+    run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
     checkpoints.wait()
     logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
@@ -95,6 +95,7 @@ class _Run:
 
   experiment: Experiment
   evaluation: Source
+  workdir: pathlib.Path
   checkpoints: Checkpoints
   log: RunLog
   scored: dict[int, float]  # by step; what is in it has been evaluated
@@ -157,13 +158,19 @@ class _Run:
     sources = {"eval": self.evaluation}
     if step == last_step and self.experiment.eval_split != "test":
       sources["test"] = self.experiment.source("test")
-    results = {}
+    results, reports = {}, {}
     for prefix, source in sources.items():
-      results |= evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
+      found = evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
+      results |= found.scores
+      reports[self.experiment.eval_split if prefix == "eval" else prefix] = found.sums
     self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
     self.scored[step] = results[self.experiment.score_name]
     logger.info("  evaluation at step %d: %s", step, describe(results))
     self.figures.after_evaluation(state)
+    if step == last_step:
+      for split, sums in reports.items():
+        folder = self.workdir / f"evaluation_{split}_latest"
+        report_classes(self.experiment, sums, folder, split, step)
 
   def _elapsed_before(self) -> float:
     """Seconds that earlier processes spent on the run."""

@@ -17,9 +17,11 @@ from saol_jax.accumulation import Batch, mean_over_parts
 from saol_jax.data.augment import augment, normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
-from saol_jax.metrics import classification_sums
+from saol_jax.metrics import classification_sums, confusion_counts
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
 from saol_jax.multipliers import Multipliers
+
+_MOST_CLASSES = 4096  # of which every pair is counted: 64 MB
 
 
 @struct.dataclass
@@ -222,15 +224,19 @@ def make_train_step(
 def make_eval_step(
   info: DatasetInfo, model: FunctionalModel, heads: tuple[str, ...], mesh: Mesh
 ) -> Callable[[Variables, Batch], dict[str, dict[str, jax.Array]]]:
-  """A jitted function from a batch with a `mask` (B,) to each head's sums, see `metrics`."""
+  """A jitted function from a batch with a `mask` (B,) to each head's sums, see `metrics`.
+
+  With them for the first head `confusion` (K, K), unless there are too many classes.
+  """
 
   def eval_step(variables: Variables, batch: Batch) -> dict[str, dict[str, jax.Array]]:
     images = normalise(batch["image"], info.mean, info.std)
     output, _ = model.apply(variables, images, train=False)
-    return {
-      head: classification_sums(head_log_probs(output, head), batch["label"], batch["mask"])
-      for head in heads
-    }
+    counted = batch["label"], batch["mask"]
+    sums = {head: classification_sums(head_log_probs(output, head), *counted) for head in heads}
+    if len(info.class_names) <= _MOST_CLASSES:
+      sums[heads[0]]["confusion"] = confusion_counts(head_log_probs(output, heads[0]), *counted)
+    return sums
 
   return jax.jit(
     eval_step,

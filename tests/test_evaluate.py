@@ -56,7 +56,7 @@ def recomputed(experiment, variables, source) -> dict[str, float]:
 def test_every_example_counts_once_whatever_the_batch(setting):
   experiment, state, source = setting
   assert experiment.eval_batch_size == 52  # rounded up for four devices
-  results = evaluate(experiment, state, source, "eval")
+  results = evaluate(experiment, state, source, "eval").scores
   expected = {
     f"eval/{prefix}{name}": value
     for prefix, variables in (("", state.variables), ("ema_", state.ema))
@@ -68,11 +68,23 @@ def test_every_example_counts_once_whatever_the_batch(setting):
   assert results["eval/saol_nll"] != results["eval/ema_saol_nll"]
 
 
+def test_confusions_are_those_of_the_main_heads_moving_average(setting):
+  experiment, state, source = setting
+  sums = evaluate(experiment, state, source, "eval").sums
+  assert list(sums) == ["saol", "gap"]
+  images = normalise(jax.numpy.asarray(source.images), experiment.info.mean, experiment.info.std)
+  output, _ = experiment.model.apply(state.ema, images, train=False)
+  expected = np.zeros((10, 10))
+  np.add.at(expected, (source.labels, np.asarray(output.spatial.log_probs).argmax(1)), 1)
+  np.testing.assert_array_equal(sums["saol"]["confusion"], expected)
+  assert "confusion" not in sums["gap"]
+
+
 def test_another_batch_size_gives_the_same_counts(setting):
   experiment, state, source = setting
-  results = evaluate(experiment, state, source, "eval")
+  results = evaluate(experiment, state, source, "eval").scores
   other = Experiment(resolve(tiny_config(eval_batch_size=333)))
-  again = evaluate(other, state, source, "eval")
+  again = evaluate(other, state, source, "eval").scores
   for name, value in results.items():
     exact = name.endswith(("top1", "top5"))
     assert again[name] == (value if exact else pytest.approx(value, rel=1e-5)), name

@@ -215,13 +215,13 @@ def test_evaluation_counts_each_good_image_once_and_says_how_many_are_not(folder
     eval_batch_size=batch_size, heads=("saol",), my_part={}, eval_step=eval_step, put=dict
   )
   state = types.SimpleNamespace(variables=None, ema=None)
-  results = evaluate(experiment, state, source, "eval")
+  results = evaluate(experiment, state, source, "eval").scores
   assert results["eval/broken_images"] == len(BROKEN)
   assert sum(counted) == len(source) - len(BROKEN)
   assert results["eval/saol_top1"] == 1.0
   assert results["eval/saol_nll"] == 0.5
   whole = load(folder, "test")
-  assert "eval/broken_images" not in evaluate(experiment, state, whole, "eval")
+  assert "eval/broken_images" not in evaluate(experiment, state, whole, "eval").scores
 
 
 # The folder itself
