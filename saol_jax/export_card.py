@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from saol_jax.runlog import read_records
 from saol_jax.trained import Trained
 
@@ -35,8 +37,8 @@ def write_card(
     f"Image classifier with {len(card.class_names)} classes: {', '.join(names)}"
     + (f" and {more} more (`model.json`)." if more else "."),
     "",
-    f"**Input**: RGB images of {card.image_size[0]} x {card.image_size[1]} pixels, uint8; the "
-    "programs normalise them themselves "
+    f"**Input**: RGB images of {card.image_size[0]} x {card.image_size[1]} pixels, uint8"
+    f"{_crop(config.data)}; the programs normalise them themselves "
     f"(mean {_numbers(card.mean)}, std {_numbers(card.std)}, as shares of 255).",
     "",
     f"**Weights**: step {trained.step}, "
@@ -164,6 +166,13 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def _numbers(values: tuple[float, ...]) -> str:
   return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _crop(data: ml_collections.ConfigDict) -> str:
+  """What evaluation took of each image, where it did not take all."""
+  if not (data.image_size and data.eval_crop):
+    return ""
+  return f" (of an image the centred square with {data.eval_crop:g} of its shorter side, resized)"
 
 
 def _plain(value: object) -> str:

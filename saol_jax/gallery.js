@@ -108,6 +108,15 @@ function drawHeat(canvas, item, view, rank) {
 function makeFrame(item) {
   const image = make("img", { src: item.picture, alt: "", decoding: "async", draggable: false });
   const canvas = make("canvas");
+  if (item.window) {
+    // Maps cover the part of the picture that the model saw.
+    const [top, left, bottom, right] = item.window;
+    const share = (pixels, all) => `${(100 * pixels) / all}%`;
+    Object.assign(canvas.style, {
+      top: share(top, item.height), height: share(bottom - top, item.height),
+      left: share(left, item.width), width: share(right - left, item.width),
+    });
+  }
   const box = make("span", { className: "box", hidden: true });
   const frame = make("span", { className: "frame" }, image, canvas, box);
   frame.style.aspectRatio = `${item.width} / ${item.height}`;

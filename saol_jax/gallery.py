@@ -76,6 +76,8 @@ class Gallery:
     }
     if prediction.boxes is not None:
       item["boxes"] = prediction.boxes.tolist()
+    if prediction.window is not None:
+      item["window"] = prediction.window
     self._items.append(item)
 
   def write(

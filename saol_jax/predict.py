@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SOME_SKIPPED = 4  # exit code: all is written, but some of the files were no images
 
 _VIEW_SIDE = 512  # longest side of the picture that is kept of an image
+_SHOWN_MAPS = ("attention", "class")
 _LEAST_PANEL = 128  # longest side of a panel of an overlay picture
 _GAP = 4
 _BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
@@ -289,17 +290,27 @@ def _safe(stem: str) -> str:
   return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
 
 
+def _heat(image: np.ndarray, score_map: np.ndarray, window: np.ndarray) -> np.ndarray:
+  """A map over what the model saw of an image: y_min, x_min, y_max, x_max; dark around it."""
+  y_min, x_min = np.minimum(np.round(window[:2]).astype(int), np.array(image.shape[:2]) - 1)
+  y_max, x_max = np.maximum(np.round(window[2:]).astype(int), [y_min + 1, x_min + 1])
+  shown = image // 3
+  part = np.s_[y_min:y_max, x_min:x_max]
+  shown[part] = overlay(image[part], score_map)
+  return shown
+
+
 def _overlay_strip(view: Image.Image, prediction: Prediction) -> Image.Image:
   """The image with the box of its first class, its attention and its class map, side by side."""
   scale = max(1, -(-_LEAST_PANEL // max(view.size)))
   view = view.resize((view.width * scale, view.height * scale), Image.Resampling.NEAREST)
   pixels = np.asarray(view)
+  to_view = np.tile(np.array([view.height, view.width]) / np.array(prediction.size), 2)
+  window = np.array(prediction.window or (0, 0, *prediction.size)) * to_view
   panels = [view] + [
-    Image.fromarray(overlay(pixels, prediction.grids[name][0])) for name in ("attention", "class")
+    Image.fromarray(_heat(pixels, prediction.grids[name][0], window)) for name in _SHOWN_MAPS
   ]
-  y_min, x_min, y_max, x_max = prediction.box * np.tile(
-    np.array([view.height, view.width]) / np.array(prediction.size), 2
-  )
+  y_min, x_min, y_max, x_max = prediction.box * to_view
   if y_max > y_min and x_max > x_min:
     draw = ImageDraw.Draw(view)
     corners = np.round([x_min, y_min, max(x_max - 1, x_min), max(y_max - 1, y_min)]).tolist()

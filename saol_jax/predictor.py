@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from saol_jax import explain
+from saol_jax.data import Geometry
 from saol_jax.data.augment import normalise
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
 from saol_jax.errors import UserError
@@ -39,6 +40,8 @@ class Prediction:
       depend on it, at the model's own resolution; empty for a model with `head="gap"`.
     boxes: (k, 4) int32, for each class y_min, x_min, y_max, x_max in pixels of the image, max
       exclusive, zeros where nothing stands out; None for a model with `head="gap"`.
+    window: the part of the image that the model saw, and that the grids cover: y_min, x_min, y_max,
+      x_max in pixels, max exclusive; None for all of it.
   """
 
   labels: np.ndarray
@@ -47,6 +50,7 @@ class Prediction:
   size: tuple[int, int]
   grids: dict[str, np.ndarray]
   boxes: np.ndarray | None
+  window: tuple[int, int, int, int] | None = None
 
   @property
   def label(self) -> int:
@@ -71,20 +75,30 @@ class Prediction:
   @property
   def attention(self) -> np.ndarray | None:
     """(H, W) float32 at image size: the weight of the cell around each pixel, see `resize_maps`."""
-    return resize_maps(self.grids["attention"][0], self.size) if self.grids else None
+    return self._at_image_size(self.grids["attention"][0]) if self.grids else None
 
   @property
   def class_maps(self) -> np.ndarray | None:
     """(k, H, W) float32 in [0, 1] at image size: how probable each class is around each pixel."""
-    return resize_maps(self.grids["class"], self.size) if self.grids else None
+    return self._at_image_size(self.grids["class"]) if self.grids else None
+
+  def _at_image_size(self, grids: np.ndarray) -> np.ndarray:
+    """(..., h, w) to (..., H, W), 0 where the model saw nothing."""
+    if self.window is None:
+      return resize_maps(grids, self.size)
+    y_min, x_min, y_max, x_max = self.window
+    maps = np.zeros((*grids.shape[:-2], *self.size), np.float32)
+    maps[..., y_min:y_max, x_min:x_max] = resize_maps(grids, (y_max - y_min, x_max - x_min))
+    return maps
 
 
 class Predictor:
   """A trained model; called with images, it says what they show and where.
 
-  Any image is resized straight to the size of the training images, its aspect ratio not kept, by
-  Pillow's bilinear filter, which averages over all pixels where an image shrinks (antialiasing).
-  An image that has that size already is not changed. Maps and boxes are scaled back.
+  An image is seen as evaluation sees it: the centred square that `data.eval_crop` asks for, or all
+  of it, resized straight to the size of the training images by Pillow's bilinear filter, which
+  averages over all pixels where an image shrinks (antialiasing). What has that size already is not
+  changed. Maps and boxes are scaled back.
 
   Attributes:
     card: of the model.
@@ -123,6 +137,9 @@ class Predictor:
     self.top_k = min(top_k, len(card.class_names))
     self._mesh = data_mesh()
     self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+    # Images that were read whole in training are small, and all of one size.
+    eval_crop = config.data.eval_crop if config.data.image_size else 0.0
+    self._geometry = Geometry(card.image_size[0], eval_crop=eval_crop)
     self._variables = jax.device_put(variables, replicated(self._mesh))
 
     def forward(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
@@ -179,8 +196,10 @@ class Predictor:
   def prepare(self, image: Image.Image) -> np.ndarray:
     """An RGB image of any size as the model takes it, uint8."""
     size = self.card.image_size[::-1]
-    if image.size != size:
-      image = image.resize(size, Image.Resampling.BILINEAR)
+    y_min, x_min, y_max, x_max = self._geometry.eval_window(image.height, image.width)
+    if (x_max - x_min, y_max - y_min) != image.size or image.size != size:
+      box = (x_min, y_min, x_max, y_max)
+      image = image.resize(size, Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
 
   def predict_prepared(
@@ -204,8 +223,12 @@ class Predictor:
   def _prediction(self, output: dict[str, np.ndarray], size: tuple[int, int]) -> Prediction:
     labels, probabilities = output.pop("labels"), output.pop("probabilities")
     boxes = None
+    window = y_min, x_min, y_max, x_max = self._geometry.eval_window(*size)
     if output:  # one box for all classes where the map does not depend on them
-      boxes = np.broadcast_to(_boxes(output[BOX_MAP], size), (len(labels), 4))
+      boxes = _boxes(output[BOX_MAP], (y_max - y_min, x_max - x_min))
+      found = (boxes[:, 2:] > boxes[:, :2]).all(1, keepdims=True)
+      boxes = np.where(found, boxes + np.int32([y_min, x_min] * 2), boxes)
+      boxes = np.broadcast_to(boxes, (len(labels), 4))
     return Prediction(
       labels=labels,
       names=tuple(self.card.class_names[label] for label in labels),
@@ -213,6 +236,7 @@ class Predictor:
       size=size,
       grids=output,
       boxes=boxes,
+      window=None if window == (0, 0, *size) else window,
     )
 
 

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -12,13 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saol_jax import export_card
 from saol_jax import predictor as predictor_module
+from saol_jax.data import Geometry
+from saol_jax.data.decode import Decoder
+from saol_jax.data.folder import FolderRecords
 from saol_jax.errors import UserError
 from saol_jax.image_files import UnreadableImage, find_images, printable, read_image
-from saol_jax.localization import largest_box, normalise
+from saol_jax.localization import largest_box, normalise, resize_maps
 from saol_jax.model_card import read_model_json
-from saol_jax.predict import SOME_SKIPPED, predict_command
-from saol_jax.predictor import load
+from saol_jax.predict import SOME_SKIPPED, _overlay_strip, predict_command
+from saol_jax.predictor import Predictor, load
 from tests.support import write_run
 
 # The digits' mean and standard deviation, as the data set says: values are checked against it.
@@ -142,6 +147,62 @@ def test_box_of_a_known_map(predictor, monkeypatch, size):
   if max(size) < 512:
     direct = largest_box(normalise(prediction.class_maps[0]), 0.5)
     np.testing.assert_array_equal(prediction.box, direct)
+
+
+@pytest.fixture(scope="module")
+def cropping(run):
+  """The run's network as if trained on photographs: evaluation crops them."""
+  config = run.experiment.config.copy_and_resolve_references()
+  config.data.image_size, config.data.eval_crop = 32, 0.5
+  card = read_model_json(run.folder)
+  return Predictor(config, card, run.experiment.model, run.state.variables, top_k=3, batch_size=8)
+
+
+def test_photographs_are_seen_as_evaluation_sees_them(cropping, photo):
+  file = io.BytesIO()
+  Image.fromarray(photo).resize((500, 300)).save(file, "JPEG", quality=95)
+  decoder = Decoder(Geometry(32, eval_crop=0.5), FolderRecords.parse, train=False, threads=1)
+  (expected,) = decoder([file.getvalue()], np.ones(1, np.int32)).images
+  found = cropping.prepare(Image.open(file)).astype(int)
+  assert np.abs(found - expected).mean() < 1.5
+  straight = np.asarray(Image.open(file).resize((32, 32)))
+  assert np.abs(straight.astype(int) - expected).mean() > 10  # what another geometry would give
+
+
+def test_an_export_says_what_is_cut_out(run):
+  data = run.experiment.config.data.copy_and_resolve_references()
+  assert export_card._crop(data) == ""  # images of one size are read whole
+  data.image_size, data.eval_crop = 224, 0.875
+  assert "centred square with 0.875 of its shorter side" in export_card._crop(data)
+
+
+def test_maps_and_boxes_lie_in_the_part_that_was_seen(cropping, monkeypatch):
+  blob = np.zeros((8, 3, 8, 8), np.float32)
+  blob[:, 0, 2:4, 4:8] = 1
+  output = {
+    "labels": np.tile(np.arange(3, dtype=np.int32), (8, 1)),
+    "probabilities": np.tile(np.float32([0.5, 0.3, 0.2]), (8, 1)),
+    "attention": blob[:, :1],
+    "class": blob,
+  }
+  monkeypatch.setattr(predictor_module, "BOX_MAP", "class")
+  monkeypatch.setattr(predictor_module, "BOX_THRESHOLD", 0.5)
+  monkeypatch.setattr(cropping, "_forward", lambda variables, images: output)
+  (prediction,) = cropping(np.zeros((64, 160, 3), np.uint8))
+  assert prediction.window == (16, 64, 48, 96)  # 32 x 32 in the middle: a cell is 4 pixels
+  np.testing.assert_array_equal(prediction.box, [16 + 8, 64 + 16, 16 + 16, 64 + 32])
+  np.testing.assert_array_equal(prediction.boxes[1], np.zeros(4))
+  attention = prediction.attention.copy()
+  assert attention.shape == (64, 160)
+  np.testing.assert_array_equal(attention[16:48, 64:96], resize_maps(blob[0, 0], (32, 32)))
+  attention[16:48, 64:96] = 0
+  assert not attention.any()
+  assert prediction.class_maps.shape == (3, 64, 160)
+  # In the pictures of --mode=predict likewise: bright where it looked, dark around.
+  strip = _overlay_strip(Image.new("RGB", (160, 64), "white"), prediction)
+  panel = np.asarray(strip)[:, 160 + 4 : 2 * 160 + 4]
+  assert (panel[:, :63] == 85).all()
+  assert (panel[24:32, 82:94] > 85).any(-1).all()
 
 
 def test_preparation_averages_where_an_image_shrinks(predictor, images):

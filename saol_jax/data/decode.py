@@ -48,6 +48,14 @@ class Geometry:
   crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
   eval_crop: float = 0.875
 
+  def eval_window(self, height: int, width: int) -> tuple[int, int, int, int]:
+    """What evaluation takes of an original: y_min, x_min, y_max, x_max in pixels, max exclusive."""
+    if not self.eval_crop:
+      return 0, 0, height, width
+    side = max(int(np.round(np.float32(self.eval_crop) * np.float32(min(height, width)))), 1)
+    y_min, x_min = (height - side + 1) // 2, (width - side + 1) // 2
+    return y_min, x_min, y_min + side, x_min + side
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
@@ -225,7 +233,7 @@ class Decoder:
     tf, geometry = self._tf, self._geometry
     if self._train:
       return _random_window(tf, geometry, size, draws)
-    if not geometry.eval_crop:
+    if not geometry.eval_crop:  # what follows is `Geometry.eval_window`
       return tf.concat([[0, 0], size], 0)
     shorter = tf.cast(tf.reduce_min(size), tf.float32)
     side = tf.maximum(tf.cast(tf.round(geometry.eval_crop * shorter), tf.int32), 1)
@@ -263,10 +271,13 @@ def _scale(tf, window, size: int):
 
 def _decode_window(tf, encoded, window, size: int):
   """A window of a JPEG file, resized."""
+  edges = tf.concat([window[:2], window[:2] + window[2:]], 0)
 
   def at(ratio: int):
+    near = (edges + ratio // 2) // ratio  # not further off than half a pixel
+    part = tf.concat([near[:2], near[2:] - near[:2]], 0)
     return lambda: tf.io.decode_and_crop_jpeg(
-      encoded, window // ratio, channels=3, ratio=ratio, dct_method=_DCT
+      encoded, part, channels=3, ratio=ratio, dct_method=_DCT
     )
 
   return _resize(tf, tf.switch_case(_scale(tf, window, size), [at(1), at(2), at(4), at(8)]), size)

@@ -57,6 +57,17 @@ def test_the_centred_square_is_resize_then_crop():
   assert np.abs(decoded.images[0].astype(int) - np.asarray(expected)).mean() < 1.5
 
 
+@pytest.mark.parametrize("eval_crop", [0, 0.3, 0.875, 1.0])
+def test_the_window_of_evaluation_is_known_without_decoding(eval_crop):
+  """As prediction needs it, which does without TensorFlow."""
+  sizes = np.random.default_rng(0).integers(1, 70, (60, 2))
+  geometry = Geometry(SIZE, eval_crop=eval_crop)
+  decoded = decode(geometry, [encode(Image.new("RGB", (w, h)), "PNG") for h, w in sizes.tolist()])
+  y, x, h, w = decoded.windows.T
+  expected = [geometry.eval_window(*size) for size in sizes.tolist()]
+  np.testing.assert_array_equal(np.stack([y, x, y + h, x + w], 1), expected)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_boxes_follow_the_random_crop(kind):
   records = [encode(boxed(160, 240, (50, 60, 110, 180)), kind)] * 40
