@@ -92,6 +92,7 @@ def by_hand(*, padded: bool) -> dict[str, int]:
   backbone += strided(4, 32, 64) + c(4, 3, 64, 64) + c(4, 1, 32, 64)
   backbone += 2 * c(4, 3, 64, 64)
   resize = 4 * 8 * 32 * 8 + 4 * 4 * 32 * 8  # 8 x 8 x 32 to 4 x 8 x 32 to 4 x 4 x 32
+  resize += 2 * 4 * 8 * 8  # its weights, a resized identity, for each direction
   gap = 64 * CLASSES
   counts = {"gap": backbone + gap}
   for head, width, kernel in (("saol", 128, 3), ("light", 64, 1)):

@@ -17,8 +17,15 @@ def test_resnet50():
   assert entry.stages == ((4, 256), (8, 512), (16, 1024), (32, 2048))
   assert entry.gap.parameters == 25_557_032
   assert round(entry.gap.multiply_adds / 1e9, 2) == 4.09
-  # The numbers of benchmarks/heads.py, which counts the whole model at once.
-  assert (entry.saol.parameters, entry.saol.multiply_adds) == (29_785_257, 4_400_240_768)
+  # By hand, 7 x 7 cells: hidden layer and score of the attention, laterals, classes; the resizes
+  # with their weights.
+  attention, laterals, classes = 9 * 128 * (2048 + 1), 128 * (512 + 1024 + 2048), 9 * 384 * 1000
+  resizes = sum(7 * n * c * n + 7 * 7 * c * n + 2 * 7 * n * n for n, c in ((28, 512), (14, 1024)))
+  head = 49 * (attention + laterals + classes) + resizes
+  assert entry.saol.multiply_adds - entry.gap.multiply_adds == head - 2048 * 1000
+  scales_and_biases = 2 * 128 + 1 + 2 * 384 + 1000
+  parameters = attention + laterals + classes + scales_and_biases
+  assert entry.saol.parameters - entry.gap.parameters == parameters - 2049 * 1000
 
 
 def test_small_images_for_what_is_made_for_them():
