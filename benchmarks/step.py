@@ -373,29 +373,32 @@ def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
   )
-  positive = _positive(int)
   parser.add_argument("--backbone", default="resnet8", help="see saol_jax.list_backbones()")
-  parser.add_argument("--image_size", type=positive, default=32, help="pixels a side")
-  parser.add_argument("--num_classes", type=positive, default=10, help="classes")
-  parser.add_argument("--batch_size", type=positive, default=64, help="images, over all devices")
-  parser.add_argument("--width", type=positive, help="of SAOL; default: the recipe's")
+  parser.add_argument("--image_size", type=positive(int), default=32, help="pixels a side")
+  parser.add_argument("--num_classes", type=positive(int), default=10, help="classes")
+  parser.add_argument(
+    "--batch_size", type=positive(int), default=64, help="images, over all devices"
+  )
+  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
   parser.add_argument("--dtype", default="auto", help="float32, bfloat16; auto: by device")
-  parser.add_argument("--rounds", type=positive, default=30, help="turns of each variant")
-  parser.add_argument("--seconds", type=_positive(float), default=60.0, help="of measuring")
+  parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each variant")
+  parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
   parser.add_argument(
     "--output", type=pathlib.Path, help="default: benchmarks/results/step_BACKBONE_PLATFORM.json"
   )
   return parser.parse_args()
 
 
-def _positive(kind: type) -> Callable[[str], Any]:
-  def positive(text: str) -> Any:
+def positive(kind: type) -> Callable[[str], Any]:
+  """A parser of command-line numbers above 0, of type `kind`."""
+
+  def parse(text: str) -> Any:
     value = kind(text)
     if not value > 0:
       raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
     return value
 
-  return positive
+  return parse
 
 
 if __name__ == "__main__":

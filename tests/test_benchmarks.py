@@ -5,6 +5,7 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 from importlib import metadata
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, record, step
+from benchmarks import heads, predict, record, step
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.errors import UserError
@@ -320,6 +321,51 @@ def test_variants_take_turns_after_a_warm_up(monkeypatch):
   warm_up = [(name, steps) for name, steps in calls if steps != 5]
   assert {name for name, _ in warm_up} == {"slow", "fast"}
   assert calls[len(warm_up) :] == [("slow", 5), ("fast", 5)] * 3
+
+
+# predict.py -------------------------------------------------------------------
+
+
+def test_predict_reports_what_it_measured(tmp_path, monkeypatch):
+  path = tmp_path / "predict.json"
+  flags = {"backbones": "resnet8", "width": WIDTH, "batch_size": 2, "rounds": 3, "output": path}
+  monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
+  code, output = call("predict.py", *(f"--{name}={value}" for name, value in flags.items()))
+  assert code == 0, output
+  result = json.loads(path.read_text())
+  check_description(result)
+  numbers = result["networks"]["resnet8"]
+  assert numbers.pop("width") == WIDTH
+  assert list(numbers) == ["gap", "saol", "predictor"]
+  # SAOL's forward pass does all that GAP-FC's does, and the predictor does all of SAOL's.
+  flops = [numbers[name]["flops"] for name in ("gap", "saol")]
+  assert flops[0] < flops[1]
+  for own, row in zip(numbers.values(), rows(output), strict=True):
+    clock = np.array(own["clock_seconds"])
+    assert len(clock) == len(own["busy_seconds"]) == 3
+    assert own["images_per_second"] == pytest.approx(2 / np.median(clock))
+    ratio = np.median(clock / np.array(numbers["gap"]["clock_seconds"]))
+    assert own["ratio_to_gap"]["clock_seconds"] == pytest.approx(ratio)
+    assert row[2:5] == [
+      f"{1000 * np.median(clock):.1f}",
+      f"{own['images_per_second']:.0f}",
+      f"{ratio:.2f}",
+    ]
+
+
+def test_turns_are_timed_on_the_clock_and_by_what_the_cores_did():
+  """Waiting is no work: a turn that sleeps is long on the clock and short on the cores."""
+  spun = []
+
+  def spin():
+    start = time.process_time()
+    while time.process_time() - start < 0.02:
+      spun.append(0)
+
+  seconds = predict.take_turns({"sleep": lambda: time.sleep(0.02), "spin": spin}, rounds=2)
+  assert [len(part) for own in seconds.values() for part in own] == [2, 2, 2, 2]
+  assert min(*seconds["sleep"][0], *seconds["spin"][0], *seconds["spin"][1]) >= 0.02
+  assert max(seconds["sleep"][1]) < 0.01
 
 
 @pytest.mark.parametrize(
