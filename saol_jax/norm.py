@@ -87,4 +87,6 @@ class GhostBatchNorm(nnx.Module):
     """Moves the running statistics towards the mean over groups."""
     for running, batch in ((self.mean, mean), (self.var, var)):
       batch = jax.lax.stop_gradient(batch.reshape(-1, batch.shape[-1]).mean(0))
-      running[...] = self.momentum * running[...] + (1 - self.momentum) * batch
+      # Not running[...] = : Flax compares shardings there, and asking a traced value for its own
+      # walks the program so far, which took most of the time of tracing a deep network.
+      running.set_value(self.momentum * running[...] + (1 - self.momentum) * batch)

@@ -1,6 +1,6 @@
 """Backbones: networks that turn images into stage feature maps, coarse last."""
 
-from saol_jax.backbones import efficientnet, mobilenet, resnext  # noqa: F401  known by name only
+from saol_jax.backbones import efficientnet, mobilenet, nasnet, resnext  # noqa: F401  by name only
 from saol_jax.backbones.cifar_resnet import CifarResNet
 from saol_jax.backbones.convnext import ConvNeXt
 from saol_jax.backbones.densenet import DenseNet

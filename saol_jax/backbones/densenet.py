@@ -72,7 +72,7 @@ class Transition(nnx.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """(B, H, W, C) -> (B, H // stride, W // stride, C // 2)."""
     x = self.conv(nnx.relu(self.norm(x, train=train)))
-    return layers.average_pool(x, partial=False) if self.stride == 2 else x
+    return layers.average_pool(x, 2, 2, "VALID") if self.stride == 2 else x
 
 
 class DenseNet(nnx.Module):

@@ -6,6 +6,8 @@ from flax import nnx
 
 from saol_jax.errors import UserError
 
+HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
 
 def conv(
   in_channels: int,
@@ -50,7 +52,7 @@ def conv(
     padding="SAME" if tensorflow else kernel_size // 2,
     feature_group_count=groups,
     use_bias=use_bias,
-    kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    kernel_init=HE_FAN_OUT,
     dtype=dtype,
     param_dtype=jnp.float32,
     rngs=rngs,
@@ -122,19 +124,28 @@ def max_pool(x: jax.Array) -> jax.Array:
   return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
-def average_pool(x: jax.Array, *, partial: bool) -> jax.Array:
-  """Halves a map by 2x2 means at stride 2.
+def average_pool(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
+  """Means over windows, of the cells that there are, taken in float32.
 
   Args:
     x: (B, H, W, C).
-    partial: where a side is odd, keep its last row or column, averaged over the cells that there
-      are, as PyTorch with `ceil_mode`; else it is left out, as PyTorch without.
+    size: side of a window.
+    stride: 1 or 2.
+    padding: "VALID" to leave out what does not fill a window; "SAME" to keep ceil(side / stride)
+      windows, as few as possible of them over the border and the odd one at the far end: for 2x2
+      at stride 2, PyTorch's `ceil_mode`.
 
   Returns:
-    (B, ceil(H / 2), ceil(W / 2), C) if `partial`, else rounded down; of the type of x.
+    (B, h, w, C), of the type of x.
   """
-  padding = [(0, side % 2 if partial else 0) for side in x.shape[1:3]]
-  return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding=padding, count_include_pad=False)
+  means = nnx.avg_pool(
+    x.astype(jnp.float32),
+    (size, size),
+    strides=(stride, stride),
+    padding=padding,
+    count_include_pad=False,
+  )
+  return means.astype(x.dtype)
 
 
 def pad_channels(x: jax.Array, channels: int) -> jax.Array:

@@ -69,7 +69,7 @@ class PyramidBlock(nnx.Module):
     if self.shake_drop:
       y = self.shake_drop(y, train=train)
     if self.stride == 2:
-      x = layers.average_pool(x, partial=True)
+      x = layers.average_pool(x, 2, 2, "SAME")
     return y + layers.pad_channels(x, self.channels)
 
 

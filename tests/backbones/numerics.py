@@ -51,14 +51,45 @@ def map_shapes(model, height, width):
 def unused_parameters(model, height, width):
   """The paths of parameters that the last map does not depend on."""
   jaxpr = traced(model, height, width)[0].jaxpr
-  needed = {jaxpr.outvars[-1]}
+  return _unused(jaxpr, jaxpr.outvars[-1], nnx.state(model, nnx.Param))
+
+
+def assert_trains(make):
+  """A network of ours, made by `make(dtype=...)`, in training; traced only.
+
+  The last map depends on every parameter, and every new statistic on the images. The maps have the
+  type of the computation, all that is learnt is float32.
+  """
+  model = build(lambda: make(dtype=jnp.bfloat16))
+  graph, params, statistics, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+  images = jax.ShapeDtypeStruct((4, 64, 48, 3), jnp.float32)
+
+  def run(params, images, statistics):
+    model = nnx.merge(graph, params, statistics, rest, copy=True)
+    maps = model(images, train=True)
+    return nnx.state(model, nnx.BatchStat), maps
+
+  jaxpr, (new, maps) = jax.make_jaxpr(run, return_shape=True)(params, images, statistics)
+  assert _unused(jaxpr.jaxpr, jaxpr.jaxpr.outvars[-1], params) == []
+  changed = {jaxpr.jaxpr.invars[len(jax.tree.leaves(params))]}  # by the images
+  for equation in jaxpr.jaxpr.eqns:
+    if any(isinstance(v, jax.extend.core.Var) and v in changed for v in equation.invars):
+      changed.update(equation.outvars)
+  assert changed.issuperset(jaxpr.jaxpr.outvars[: len(jax.tree.leaves(statistics))])
+  assert {x.dtype for x in maps} == {jnp.dtype(jnp.bfloat16)}
+  assert {x.dtype for x in jax.tree.leaves((params, new))} == {jnp.dtype(jnp.float32)}
+
+
+def _unused(jaxpr, output, params):
+  """The paths of those `params`, its first inputs, that an output is not computed from."""
+  needed = {output}
   for equation in reversed(jaxpr.eqns):
     if not needed.isdisjoint(equation.outvars):
       needed.update(v for v in equation.invars if isinstance(v, jax.extend.core.Var))
-  params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+  paths = [path for path, _ in nnx.to_flat_state(params)]
   return [
     "/".join(map(str, path))
-    for (path, _), variable in zip(params, jaxpr.invars[: len(params)], strict=True)
+    for path, variable in zip(paths, jaxpr.invars[: len(paths)], strict=True)
     if variable not in needed
   ]
 

@@ -38,6 +38,7 @@ PARAMETERS = {
   "convnext_tiny": (1000, 28_589_128),
   "densenet121": (1000, 7_978_856),
   "densenet_bc_100_12": (10, 769_162),  # 0.8 M in Huang et al. 2017
+  "nasnet_mobile": (1000, 5_289_978),  # Cadene's, and the trainable ones of Keras
   "pyramidnet110_a64": (100, 1_725_300),  # 1.7 M in Yun et al. 2019
   "pyramidnet200_a240": (10, 26_752_702),  # 26.8 M in Han et al. 2017
   "efficientnet_b0": (1000, 5_288_548),
@@ -81,6 +82,7 @@ STAGES = {
   "convnext_tiny": ((96, 192, 384, 768), (4, 8, 16, 32)),
   "densenet121": ((256, 512, 1024, 1024), (4, 8, 16, 32)),
   "densenet_bc_100_12": ((216, 300, 342), (1, 2, 4)),
+  "nasnet_mobile": ((44, 264, 528, 1056), (4, 8, 16, 32)),
   "pyramidnet110_a64": ((148, 236, 320), (1, 2, 4)),
   "pyramidnet200_a240": ((384, 704, 1024), (1, 2, 4)),
   "efficientnet_b0": ((24, 40, 112, 1280), (4, 8, 16, 32)),
@@ -123,6 +125,7 @@ SIDES = {
   "convnext_tiny": ((18, 24), (9, 12), (4, 6), (2, 3)),
   "densenet121": ((19, 25), (9, 12), (4, 6), (2, 3)),
   "densenet_bc_100_12": ((75, 97), (37, 48), (18, 24)),
+  "nasnet_mobile": ((19, 24), (10, 12), (5, 6), (3, 3)),
   "vgg16_gap": ((75, 97), (37, 48), (18, 24), (9, 12), (4, 6)),
   "vit_base_16": ((4, 6),) * 3,
   "vit_small_16": ((4, 6),) * 3,
@@ -133,6 +136,7 @@ LAST_STRIDE = (
   "densenet_bc_100_12",
   "efficientnet_b0",
   "mobilenet_v2",
+  "nasnet_mobile",
   "pyramidnet110_a64",
   "resnet8",
   "resnet18",
@@ -225,6 +229,7 @@ def test_grids_that_the_design_names():
   assert map_shapes(abstract("resnet8"), 32, 32)[-1].shape == (2, 8, 8, 64)
   assert map_shapes(abstract("resnet50"), 224, 224)[-1].shape == (2, 7, 7, 2048)
   assert map_shapes(abstract("resnet50", last_stride=1), 224, 224)[-1].shape == (2, 14, 14, 2048)
+  assert map_shapes(abstract("nasnet_mobile"), 224, 224)[-1].shape == (2, 7, 7, 1056)
   assert map_shapes(abstract("vgg16_gap"), 224, 224)[-1].shape == (2, 14, 14, 1024)
 
 
@@ -359,8 +364,8 @@ def test_max_pool_pads_with_minus_infinity(side):
 @pytest.mark.parametrize("partial", [True, False])
 def test_average_pool_of_odd_sides(partial):
   x = images(height=5, width=6)
-  expected = numpy_average_pool(x, partial)
-  np.testing.assert_allclose(layers.average_pool(jnp.asarray(x), partial=partial), expected, 1e-6)
+  got = layers.average_pool(jnp.asarray(x), 2, 2, "SAME" if partial else "VALID")
+  np.testing.assert_allclose(got, numpy_average_pool(x, partial), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("bottleneck", "last_stride"), [(False, 2), (True, 2), (True, 1)])

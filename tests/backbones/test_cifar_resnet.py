@@ -8,6 +8,7 @@ from saol_jax.backbones.resnet import basic_plan, bottleneck_plan
 from tests.backbones.numerics import (
   abstract,
   assert_maps_agree,
+  assert_trains,
   build,
   count,
   forward,
@@ -20,11 +21,11 @@ from tests.backbones.numerics import (
 
 # ResNet with option A, ResNeXt with option B, both with two blocks a stage.
 NETWORKS = {
-  "resnet": lambda: CifarResNet(
-    4, [basic_plan(c) for c in (4, 8)], (1, 2), depth=2, project=False, rngs=nnx.Rngs(0)
+  "resnet": lambda **options: CifarResNet(
+    4, [basic_plan(c) for c in (4, 8)], (1, 2), depth=2, project=False, rngs=nnx.Rngs(0), **options
   ),
-  "resnext": lambda: CifarResNet(
-    4, [bottleneck_plan(c, 8, groups=4) for c in (4, 12)], (1, 2), depth=2, rngs=nnx.Rngs(0)
+  "resnext": lambda **options: CifarResNet(
+    4, [bottleneck_plan(c, 8, 4) for c in (4, 12)], (1, 2), depth=2, rngs=nnx.Rngs(0), **options
   ),
 }
 
@@ -65,6 +66,11 @@ def test_network_equals_numpy(name):
   x = images(height=11, width=8)
   expected = numpy_network(x, leaves(model), grouped=name == "resnext")
   assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training(name):
+  assert_trains(NETWORKS[name])
 
 
 @pytest.mark.parametrize("depth", [20, 56, 110])

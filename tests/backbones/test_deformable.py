@@ -8,7 +8,8 @@ from flax import nnx
 
 from saol_jax.backbones import layers
 from saol_jax.backbones.deformable import DeformableConv, sample
-from tests.backbones.numerics import abstract, build, count, leaves, numpy_conv
+from saol_jax.backbones.resnet import ResNet
+from tests.backbones.numerics import abstract, assert_trains, build, count, leaves, numpy_conv
 
 
 def maps(batch=2, height=5, width=4, channels=3, seed=0):
@@ -96,12 +97,12 @@ def test_sampling_and_its_slopes_equal_finite_differences(place):
   np.testing.assert_allclose(dx, share, atol=1e-5)
 
 
-def test_bfloat16_in_and_out():
-  def run():
-    layer = DeformableConv(3, 4, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-    return layer(jnp.asarray(maps()))
-
-  assert nnx.eval_shape(run).dtype == jnp.bfloat16
+def test_training():
+  assert_trains(
+    lambda **options: ResNet(
+      (1, 1, 1, 1), bottleneck=True, width=4, deformable_stages=3, rngs=nnx.Rngs(0), **options
+    )
+  )
 
 
 def test_resnet50_dcn_adds_the_offsets_alone():

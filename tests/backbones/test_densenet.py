@@ -1,3 +1,5 @@
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from saol_jax.backbones.densenet import DenseNet
 from tests.backbones.numerics import (
   abstract,
   assert_maps_agree,
+  assert_trains,
   build,
   count,
   forward,
@@ -23,7 +26,7 @@ DEPTHS = (2, 1)
 
 
 def tiny(**options):
-  return build(lambda: DenseNet(DEPTHS, 3, rngs=nnx.Rngs(0), **options))
+  return DenseNet(DEPTHS, 3, rngs=nnx.Rngs(0), **options)
 
 
 def numpy_densenet(x, state, *, imagenet_stem):
@@ -49,11 +52,15 @@ def numpy_densenet(x, state, *, imagenet_stem):
 
 @pytest.mark.parametrize("imagenet_stem", [False, True])
 def test_densenet_equals_numpy(imagenet_stem):
-  model = tiny(imagenet_stem=imagenet_stem)
+  model = build(lambda: tiny(imagenet_stem=imagenet_stem))
   x = images(height=26, width=17)
   expected = numpy_densenet(x, leaves(model), imagenet_stem=imagenet_stem)
   assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
   assert [y.shape[-1] for y in expected] == [12, 9]  # 2 * 3 + 2 * 3; half of them + 3
+
+
+def test_training():
+  assert_trains(functools.partial(tiny, imagenet_stem=True, dropout=0.1))
 
 
 def test_cifar_count_by_arithmetic():

@@ -9,6 +9,7 @@ from saol_jax.backbones.shake_drop import ShakeDrop
 from tests.backbones.numerics import (
   abstract,
   assert_maps_agree,
+  assert_trains,
   build,
   count,
   forward,
@@ -21,10 +22,10 @@ from tests.backbones.numerics import (
 )
 
 
-def tiny(dropout=0.0):
+def tiny(dropout=0.0, **options):
   # Widths 4, then 6.5 and 9 inside; Python rounds 6.5 to 6, and so does the reference.
-  return build(
-    lambda: PyramidNet(1, 5, stem_channels=4, strides=(1, 2), dropout=dropout, rngs=nnx.Rngs(0))
+  return PyramidNet(
+    1, 5, stem_channels=4, strides=(1, 2), dropout=dropout, rngs=nnx.Rngs(0), **options
   )
 
 
@@ -50,12 +51,16 @@ def numpy_pyramidnet(x, state, rates=(0, 0)):
 
 @pytest.mark.parametrize("dropout", [0, 0.5])
 def test_pyramidnet_equals_numpy(dropout):
-  model = tiny(dropout)
+  model = build(lambda: tiny(dropout))
   x = images(height=9, width=7)
   # Linear decay: the first of two blocks has half the rate of the last.
   expected = numpy_pyramidnet(x, leaves(model), rates=(dropout / 2, dropout))
   assert [y.shape[-1] for y in expected] == [24, 36]
   assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
+
+
+def test_training():
+  assert_trains(lambda **options: tiny(0.5, **options))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_shake_drop_keeps_bfloat16():
 
 def test_shake_drop_follows_the_reseed_through_the_whole_network():
   # nnx.Rngs(0) has only the default stream: reseed must find the layers even so.
-  model = tiny(0.9)
+  model = build(lambda: tiny(0.9))
   x = jnp.asarray(images(batch=4, height=6, width=6))
 
   def last_map(seed):

@@ -6,6 +6,7 @@ from flax import nnx
 from saol_jax.backbones.vgg import VGG
 from tests.backbones.numerics import (
   assert_maps_agree,
+  assert_trains,
   build,
   forward,
   images,
@@ -39,3 +40,7 @@ def test_vgg_equals_numpy(last_stride):
   maps = forward(model, jnp.asarray(x), train=False)
   assert_maps_agree(maps, expected)
   assert all(np.abs(y).max() > 0 for y in maps)
+
+
+def test_training():
+  assert_trains(lambda **options: VGG(WIDTHS, rngs=nnx.Rngs(0), **options))
