@@ -244,6 +244,67 @@ def test_pixel_scores_refuse_what_has_no_answer():
     scores.add(np.zeros((1, 2, 2)), np.zeros((1, 2, 3), np.uint8))
 
 
+def painted(*blobs, size=(10, 16)):
+  """A map with values in boxes y_min, x_min, y_max, x_max, later ones on top."""
+  score_map = blank(*size)
+  for value, (y_min, x_min, y_max, x_max) in blobs:
+    score_map[y_min:y_max, x_min:x_max] = value
+  return score_map
+
+
+WIDE, TALL = (2, 4, 8, 12), (4, 2, 12, 8)  # 48 of 160 pixels; 9 x 7 and 7 x 9 by the +1 convention
+
+
+@pytest.mark.parametrize(
+  ("score_map", "truth", "gt_known", "max_box_acc", "v2", "px_ap"),
+  [
+    pytest.param(painted((1, WIDE)), WIDE, 1, 1, 1, 1, id="one blob"),
+    # The larger blob: IoU 30 / 48, or 6 x 7 of 9 x 7. The brighter one holds 4 wrong pixels.
+    pytest.param(
+      painted((0.6, (2, 4, 8, 9)), (1, (0, 14, 2, 16))),
+      WIDE,
+      1,
+      1,
+      2 / 3,
+      30 / 34 * 30 / 48 + 48 / 160 * 18 / 48,
+      id="two blobs",
+    ),
+    pytest.param(np.full((10, 16), 7.0), WIDE, 0, 0, 0, 48 / 160, id="constant"),
+    pytest.param(painted((1, WIDE), (np.nan, (0, 0, 1, 1))), WIDE, 0, 0, 0, 48 / 160, id="NaN"),
+    pytest.param(blank(), WIDE, 0, 0, 0, 48 / 160, id="empty"),
+    # IoU 48 / 160, or 63 / 160; one pixel is left out, or the map would be constant.
+    pytest.param(
+      painted((1, (0, 0, 10, 16)), (0, (9, 15, 10, 16))),
+      WIDE,
+      0,
+      0,
+      1 / 3,
+      48 / 159,
+      id="whole image",
+    ),
+    # Half of the box, IoU 24 / 48, or 4 x 9 of 7 x 9.
+    pytest.param(
+      painted((1, (4, 2, 12, 5)), size=(16, 10)),
+      TALL,
+      1,
+      1,
+      2 / 3,
+      24 / 48 + 48 / 160 * 24 / 48,
+      id="tall",
+    ),
+  ],
+)
+def test_every_metric_by_hand(score_map, truth, gt_known, max_box_acc, v2, px_ap):
+  mask = painted((1, truth), size=score_map.shape).astype(np.uint8)
+  by_box, by_pixel = wsol.BoxScores(), wsol.PixelScores()
+  by_box.add(score_map[None], np.array([truth]), np.array([False]), np.array([True]))
+  by_pixel.add(score_map[None], mask[None])
+  assert by_box.at(0.5) == {"gt_known": gt_known, "top1_loc": 0, "top5_loc": gt_known}
+  assert by_box.best()["max_box_acc"] == max_box_acc
+  assert by_box.best()["max_box_acc_v2"] == pytest.approx(v2)
+  assert by_pixel.average_precision() == pytest.approx(px_ap)
+
+
 def test_scores_of_many_maps_are_as_small_as_those_of_one():
   """Streaming: 50,000 maps need the memory of one."""
   maps, boxes = two_maps()
