@@ -254,6 +254,18 @@ def test_cards_appear_while_scrolling(page_path, visit):
   assert _files(page)[-1] == _file(_COUNT - 1)
 
 
+def test_of_a_thousand_images_only_those_in_sight_are_drawn(tmp_path, visit):
+  page = visit(_write(tmp_path / "report.html", 1000))
+  assert page.locator("#count").inner_text().startswith("All 1,000 images")
+  assert page.evaluate("document.querySelectorAll('*').length") < 4000
+  page.evaluate("while (state.made < state.shown.length) makeMore()")
+  assert page.locator(".card").count() == 1000
+  page.evaluate("setView('attention')")
+  page.wait_for_timeout(100)
+  drawn = page.evaluate("items.filter((item) => item.frame.map).length")
+  assert 4 <= drawn < 60
+
+
 def test_a_click_on_a_class_shows_its_map_and_box(page_path, visit):
   page = visit(page_path)
   card = page.locator(".card").nth(1)
@@ -435,6 +447,10 @@ def test_on_a_phone(page_path, visit, scheme):
   page = visit(page_path, color_scheme=scheme, has_touch=True)
   page.set_viewport_size({"width": 390, "height": 844})
   assert page.evaluate("document.documentElement.scrollWidth") == 390
+  boxes, views = (page.locator(name).bounding_box() for name in ("#boxes-label", "#views"))
+  assert boxes["y"] < views["y"] + views["height"]  # on one line
+  heights = [share.bounding_box()["height"] for share in page.locator(".bars .share").all()[:6]]
+  assert max(heights) < 1.5 * min(heights)  # no line break beside a long name
   assert not page.locator("#sort").is_visible()
   page.locator("#filters-button").tap()
   assert page.locator("#sort").is_visible()
