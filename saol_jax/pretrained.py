@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.errors import UserError
 from saol_jax.model import Classifier
 from saol_jax.norm import GhostBatchNorm
@@ -37,6 +38,7 @@ _TENSORS = {
   nnx.Conv: (("weight", "kernel", _conv_kernel), ("bias", "bias", _same)),
   nnx.Linear: (("weight", "kernel", np.transpose), ("bias", "bias", _same)),
   nnx.LayerNorm: _SCALE,
+  DeformableConv: (("weight", "kernel", _conv_kernel),),  # its offsets are a layer by themselves
   GhostBatchNorm: (*_SCALE, ("running_mean", "mean", _same), ("running_var", "var", _same)),
 }
 

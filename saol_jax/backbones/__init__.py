@@ -1,10 +1,11 @@
 """Backbones: networks that turn images into stage feature maps, coarse last."""
 
-from saol_jax.backbones import efficientnet, mobilenet, nasnet, resnext  # noqa: F401  by name only
+from saol_jax.backbones import efficientnet, mobilenet, resnext  # noqa: F401  known by name only
 from saol_jax.backbones.cifar_resnet import CifarResNet
 from saol_jax.backbones.convnext import ConvNeXt
 from saol_jax.backbones.densenet import DenseNet
 from saol_jax.backbones.inverted_residual import InvertedResidualNetwork
+from saol_jax.backbones.nasnet import NASNet
 from saol_jax.backbones.pyramidnet import PyramidNet
 from saol_jax.backbones.registry import create_backbone, list_backbones, register
 from saol_jax.backbones.resnet import ResNet
@@ -19,6 +20,7 @@ __all__ = [
   "ConvNeXt",
   "DenseNet",
   "InvertedResidualNetwork",
+  "NASNet",
   "PreActivationResNet",
   "PyramidNet",
   "ResNet",

@@ -13,25 +13,50 @@ backbones and yields pairs (their name, our path):
 
 Paths are attributes and indices joined by slashes, relative to the backbone. Names are without what
 may stand before all of them (`module.`, `state_dict.`, `resnet.`): that is found by looking for the
-first tensor of the naming. Every parameter of the backbone must be named; a test of each naming
-checks that, and that each tensor of the reference is used once.
+first tensor of the naming. A parameter of the backbone that is not named stays random, and is
+reported as missing; a test of each naming checks which those are, and that each tensor of the
+reference is used once.
 
 To add a family, write `saol_jax/pretrained_names/FAMILY.py` with its namings and name them in
 `NAMINGS` below.
 """
 
-from saol_jax.backbones import ConvNeXt, InvertedResidualNetwork, ResNet, VisionTransformer
-from saol_jax.pretrained_names import convnext, inverted_residual, resnet, vit
+from saol_jax.backbones import (
+  VGG,
+  CifarResNet,
+  ConvNeXt,
+  DenseNet,
+  InvertedResidualNetwork,
+  NASNet,
+  PyramidNet,
+  ResNet,
+  VisionTransformer,
+)
+from saol_jax.pretrained_names import (
+  convnext,
+  densenet,
+  inverted_residual,
+  nasnet,
+  pyramidnet,
+  resnet,
+  vgg,
+  vit,
+)
 from saol_jax.pretrained_names.naming import Naming
 
 NAMINGS: dict[type, tuple[Naming, ...]] = {
+  CifarResNet: (resnet.TORCHVISION,),
   ConvNeXt: (convnext.TORCHVISION, convnext.TIMM, convnext.AUTHORS, convnext.TRANSFORMERS),
+  DenseNet: (densenet.TORCHVISION, densenet.TORCHVISION_FILES),
   InvertedResidualNetwork: (
     inverted_residual.TORCHVISION,
     inverted_residual.TIMM,
     inverted_residual.TRANSFORMERS,
   ),
-  ResNet: (resnet.TORCHVISION, resnet.TRANSFORMERS),
+  NASNet: (nasnet.CADENE,),
+  PyramidNet: (pyramidnet.CUTMIX,),
+  ResNet: (resnet.TORCHVISION, resnet.MMDETECTION, resnet.TRANSFORMERS),
+  VGG: (vgg.TORCHVISION, vgg.WSOLEVALUATION),
   VisionTransformer: (
     vit.TIMM,
     vit.TORCHVISION,

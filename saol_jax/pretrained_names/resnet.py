@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from saol_jax.backbones import ResNet
+from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.pretrained_names.naming import Naming
 
 
@@ -20,6 +21,16 @@ def _torchvision(backbone: ResNet) -> Iterator[tuple[str, str]]:
         yield f"{theirs}.downsample.1", f"{ours}/shortcut_norm"
 
 
+def _mmdetection(backbone: ResNet) -> Iterator[tuple[str, str]]:
+  """The same, and what predicts the offsets of deformable convolutions."""
+  yield from _torchvision(backbone)
+  for s, blocks in enumerate(backbone.stages):
+    for b, block in enumerate(blocks):
+      for c, conv in enumerate(block.convs):
+        if isinstance(conv, DeformableConv):
+          yield f"layer{s + 1}.{b}.conv{c + 1}.conv_offset", f"stages/{s}/{b}/convs/{c}/offset"
+
+
 def _transformers(backbone: ResNet) -> Iterator[tuple[str, str]]:
   yield "embedder.embedder.convolution", "stem"
   yield "embedder.embedder.normalization", "norm"
@@ -35,4 +46,5 @@ def _transformers(backbone: ResNet) -> Iterator[tuple[str, str]]:
 
 
 TORCHVISION = Naming("torchvision and timm", _torchvision, "fc")
+MMDETECTION = Naming("mmdetection", _mmdetection, None)
 TRANSFORMERS = Naming("Hugging Face transformers", _transformers, "classifier.1")
