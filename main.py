@@ -52,10 +52,17 @@ def list_models() -> None:
   list_command(FLAGS.backbones)
 
 
+def inspect() -> None:
+  from saol_jax.inspect_data import inspect_workdir
+
+  inspect_workdir(FLAGS.config, FLAGS.workdir)
+
+
 # Mode -> what it does, and the flags that it cannot do without.
 MODES = {
   "train": (train, ("config", "workdir")),
   "evaluate": (evaluate, ("config", "workdir")),
+  "inspect": (inspect, ("config", "workdir")),
   "localize": (localize, ("config", "workdir")),
   "predict": (predict, ("workdir", "images")),  # no config: the workdir knows its own
   "export": (export, ("workdir",)),  # likewise

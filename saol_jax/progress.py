@@ -9,6 +9,7 @@ logger = logging.getLogger(__name__)
 
 _STARVING = 0.1  # share of the time; above it the accelerator is worth feeding better
 _LINES_IN_A_ROW = 3
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Chrono:
@@ -75,6 +76,40 @@ class Chrono:
       )
     self.begin(step)
     return rate, waited, left
+
+
+class Progress:
+  """A line of the log now and then: how many images, percent, images/s, time left."""
+
+  def __init__(self, what: str, total: int):
+    """Starts the clock.
+
+    Args:
+      what: is done to the images, or to which; begins the line.
+      total: images that there are.
+    """
+    self._what, self._total, self._done, self._new = what, total, 0, 0
+    self._start = self._last = time.monotonic()
+
+  def skip(self, count: int) -> None:
+    """Notes images that an earlier call has dealt with."""
+    self._done += count
+
+  def add(self, count: int) -> None:
+    """Notes images that are done."""
+    self._done, self._new = self._done + count, self._new + count
+    now = time.monotonic()
+    if now - self._last > _SECONDS_BETWEEN_LINES or self._done == self._total:
+      self._last, rate = now, self._new / max(now - self._start, 1e-9)
+      logger.info(
+        "%s: %d of %d images (%.0f %%), %.0f images/s, %s left",
+        self._what,
+        self._done,
+        self._total,
+        100 * self._done / self._total,
+        rate,
+        clock((self._total - self._done) / rate),
+      )
 
 
 def clock(seconds: float) -> str:

@@ -83,10 +83,10 @@ def draw_predictions(
   iou = localization.box_iou(boxes, true_boxes)
   has_box = _filled(true_boxes)
 
-  panel = _panel_size(*images.shape[1:3])
+  panel = panel_size(*images.shape[1:3])
   strip = 3 * panel[1] + 2 * _PANEL_GAP
   cell = np.array([_HEADING + panel[0] + _ROW_GAP, strip + _COLUMN_GAP])
-  columns = _columns(len(images), cell)
+  columns = page_columns(len(images), cell)
   rows = -(-len(images) // columns)
   page_height = _TOP + rows * cell[0] - _ROW_GAP + _MARGIN
   page_width = max(2 * _MARGIN + columns * cell[1] - _COLUMN_GAP, _LEAST_WIDTH)
@@ -98,12 +98,12 @@ def draw_predictions(
   # Panels are composed here and shown pixel by pixel, so that nothing is resampled twice.
   page = np.full((page_height, page_width, 3), 255, np.uint8)
   for (y, x), image, *maps in zip(corners, images, attention, class_maps, strict=True):
-    image = _resize_image(image, panel)
+    image = resize_image(image, panel)
     for place, shown in enumerate([image, *(overlay(image, score_map) for score_map in maps)]):
       left = x + place * (panel[1] + _PANEL_GAP)
       # Six bits a colour: nobody sees it, and the file shrinks by 40 %.
       page[y : y + panel[0], left : left + panel[1]] = shown & 0xFC
-  canvas, axes = _page_axes(page)
+  canvas, axes = page_axes(page)
 
   scale = np.array(panel * 2) / np.array(images.shape[1:3] * 2)
   for index, corner in enumerate(corners):
@@ -113,24 +113,26 @@ def draw_predictions(
       (true_boxes[index], _TRUE_BOX, True),
     ):
       if _filled(box):
-        _box(axes, np.clip(box * scale, 0, panel * 2) + np.tile(corner, 2), colour, dashed=dashed)
+        draw_box(
+          axes, np.clip(box * scale, 0, panel * 2) + np.tile(corner, 2), colour, dashed=dashed
+        )
     mark, colour = ("✓", _RIGHT) if right[index] else ("✗", _WRONG)
     name = f"{mark} {class_names[predicted[index]]}"
     share = f"  {100 * float(probabilities[index]):.1f} %"
-    _text(axes, x, y - 23, name, 13, colour, end=share, room=strip, weight="bold")
+    write_text(axes, x, y - 23, name, 13, colour, end=share, room=strip, weight="bold")
     overlap = f"   IoU {iou[index]:.2f}" if has_box[index] else ""
     truth = f"true: {class_names[labels[index]]}"
-    _text(axes, x, y - 7, truth, 12, GREY, end=overlap, room=strip)
+    write_text(axes, x, y - 7, truth, 12, GREY, end=overlap, room=strip)
   for y, x in corners[:columns]:
     for place, name in enumerate(("attention", "class map"), start=1):
       x_text = x + place * (panel[1] + _PANEL_GAP) + 5
-      _text(axes, x_text, y + panel[0] - 6, name, 11, "white", outline=True)
+      write_text(axes, x_text, y + panel[0] - 6, name, 11, "white", outline=True)
 
   facts = f"{right.sum()} of {len(images)} right"
   if has_box.any():
     facts += f", mean IoU {iou[has_box].mean():.2f}"
-  _text(axes, _MARGIN, 36, title, 18, INK, weight="bold", room=page_width - 2 * _MARGIN)
-  _text(axes, _MARGIN, 58, facts, 12, GREY)
+  write_text(axes, _MARGIN, 36, title, 18, INK, weight="bold", room=page_width - 2 * _MARGIN)
+  write_text(axes, _MARGIN, 58, facts, 12, GREY)
   _legend(axes, page_width - _MARGIN, 58, with_true=bool(has_box.any()))
   save(canvas, path)
 
@@ -140,7 +142,7 @@ def _filled(boxes: np.ndarray) -> np.ndarray:
   return (boxes[..., 2:] > boxes[..., :2]).all(-1)
 
 
-def _panel_size(height: int, width: int) -> tuple[int, int]:
+def panel_size(height: int, width: int) -> tuple[int, int]:
   """Size of an image on the page: about _PANEL squared pixels, whole multiples of small images."""
   side = math.sqrt(height * width)
   scale = _PANEL / side
@@ -150,7 +152,7 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
   return tuple(int(np.clip(round(scale * s), _PANEL // 2, 2 * _PANEL)) for s in (height, width))
 
 
-def _columns(count: int, cell: np.ndarray) -> int:
+def page_columns(count: int, cell: np.ndarray) -> int:
   """The number of columns that makes the page about 3:2 with few cells left empty."""
 
   def cost(columns: int) -> float:
@@ -161,7 +163,7 @@ def _columns(count: int, cell: np.ndarray) -> int:
   return min(range(1, count + 1), key=cost)
 
 
-def _resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """(H, W, 3) uint8 -> (*size, 3): small images keep their pixels, others are filtered."""
   sharp = size[0] >= 2 * image.shape[0] and size[1] >= 2 * image.shape[1]
   method = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
@@ -177,7 +179,7 @@ def overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
   return ((1 - alpha) * 0.8 * grey + alpha * 255 * _HEAT(heat)[..., :3]).round().astype(np.uint8)
 
 
-def _page_axes(page: np.ndarray) -> tuple[FigureCanvasAgg, Axes]:
+def page_axes(page: np.ndarray) -> tuple[FigureCanvasAgg, Axes]:
   """A figure of the page's size in pixels, and axes whose coordinates are the pixels'."""
   height, width = page.shape[:2]
   figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
@@ -189,7 +191,7 @@ def _page_axes(page: np.ndarray) -> tuple[FigureCanvasAgg, Axes]:
   return canvas, axes
 
 
-def _box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) -> None:
+def draw_box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) -> None:
   """Draws y_min, x_min, y_max, x_max with the line inside the box, dark below to show anywhere."""
   y_min, x_min, y_max, x_max = np.round(box)
   # In whole pixels: a line of 3 over a dark one of 5, or dashes of 2 over a dark line of 2. A true
@@ -212,7 +214,7 @@ def _box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) -> N
     )
 
 
-def _text(
+def write_text(
   axes: Axes,
   x: float,
   y: float,
@@ -259,16 +261,16 @@ def drawable(text: str, weight: str = "normal") -> str:
 
 def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:
   """Writes what lines and colours mean, ending at `right`."""
-  x = right - _text(axes, right, y, "high", 11, GREY, align="right") - 6
+  x = right - write_text(axes, right, y, "high", 11, GREY, align="right") - 6
   axes.imshow(np.linspace(0, 1, 64)[None], cmap=_HEAT, extent=(x - 64, x, y, y - 9), aspect="auto")
   x -= 70
-  x -= _text(axes, x, y, "map: low", 11, GREY, align="right") + 18
+  x -= write_text(axes, x, y, "map: low", 11, GREY, align="right") + 18
   entries = [("predicted box", _PREDICTED_BOX, False)]
   if with_true:
     entries.insert(0, ("true box", _TRUE_BOX, True))
   for name, colour, dashed in entries:
-    x -= _text(axes, x, y, name, 11, GREY, align="right") + 6
-    _box(axes, np.array([y - 12, x - 25, y + 3, x]), colour, dashed=dashed)
+    x -= write_text(axes, x, y, name, 11, GREY, align="right") + 6
+    draw_box(axes, np.array([y - 12, x - 25, y + 3, x]), colour, dashed=dashed)
     x -= 43
 
 

@@ -12,14 +12,15 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from saol_jax import cutmix, losses, mixup
+from saol_jax import cutmix, losses
 from saol_jax.accumulation import Batch, mean_over_parts
-from saol_jax.data.augment import augment, normalise
+from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.metrics import classification_sums, confusion_counts
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
 from saol_jax.multipliers import Multipliers
+from saol_jax.preparation import base_key, prepare_batch, step_keys
 
 _MOST_CLASSES = 4096  # of which every pair is counted: 64 MB
 
@@ -65,7 +66,7 @@ def make_init(
       variables=variables,
       opt_state=optimizer.init(variables.params),
       ema=jax.tree.map(jnp.copy, variables) if config.optimizer.ema_decay else None,
-      key=jax.random.fold_in(key, 1),
+      key=base_key(config),
       totals={name: jnp.float32(0) for name in ["steps", "loss", "top1", *watched, *counted]},
       bad_step={name: jnp.int32(0) for name in watched},
     )
@@ -129,8 +130,8 @@ def make_loss_fn(
   """A function `(params, batch_stats, batch, key) -> (total loss, (new statistics, metrics))`.
 
   The batch holds the images before and after mixing, the mixed labels, and what was pasted, see
-  `_prepare`. The metrics are means over the batch: each loss unweighted, their weighted sum `loss`,
-  and `top1`, the agreement of the main head with the heaviest label.
+  `prepare_batch`. The metrics are means over the batch: each loss unweighted, their weighted sum
+  `loss`, and `top1`, the agreement of the main head with the heaviest label.
   """
   weights = loss_weights(config)
   multipliers = Multipliers.parse(config.optimizer.multipliers)
@@ -178,11 +179,9 @@ def make_train_step(
   parts, chunk = config.optimizer.accumulate, examples_kept_together(config)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    key_augment, key_cutmix, key_dropout = jax.random.split(
-      jax.random.fold_in(state.key, state.step), 3
-    )
+    key_augment, key_cutmix, key_dropout = step_keys(state.key, state.step)
     replaced = batch.get("replaced")
-    batch = _prepare(config, info, mesh, batch, key_augment, key_cutmix)
+    batch = prepare_batch(config, info, mesh, batch, key_augment, key_cutmix)
     params, batch_stats = state.variables.params, state.variables.batch_stats
     gradients, (batch_stats, values) = mean_over_parts(
       functools.partial(gradient_fn, params, batch_stats),
@@ -254,44 +253,6 @@ def examples_kept_together(config: ml_collections.ConfigDict) -> int:
   """Consecutive examples that belong together: pairs to mix and batch-norm groups."""
   pair = 2 if config.cutmix.prob or config.mixup.prob else 1
   return math.lcm(pair, config.model.norm_group or 1)
-
-
-def _prepare(config, info, mesh, batch, key_augment, key_cutmix) -> Batch:
-  """Augments a batch of bytes and mixes it.
-
-  Returns:
-    image, mixed: (B, H, W, 3) float32, normalised, before and after mixing.
-    target: (B, K), mixed labels. box: (B, 4), what was pasted, in pixels.
-  """
-  images = augment(key_augment, batch["image"], config.data, mean=info.mean, std=info.std)
-  smoothing, num_classes = config.loss.label_smoothing, len(info.class_names)
-  targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
-  targets = (1 - smoothing) * targets + smoothing / num_classes
-  boxes = jnp.zeros((len(images), 4), jnp.int32)
-  if config.cutmix.prob:
-    boxes = cutmix.sample_boxes(
-      key_cutmix,
-      *images.shape[:3],
-      alpha=config.cutmix.alpha,
-      prob=config.cutmix.prob,
-      per_example=config.cutmix.per_example,
-    )
-    # Each device draws all boxes: sharing out the draws would make the devices wait for each other.
-    boxes = jax.lax.with_sharding_constraint(boxes, replicated(mesh))
-    mixed, targets = cutmix.mix(images, targets, boxes)
-  else:
-    mixed = images
-  if config.mixup.prob:
-    shares = mixup.sample_shares(
-      jax.random.fold_in(key_cutmix, 1),
-      len(images),
-      alpha=config.mixup.alpha,
-      prob=config.mixup.prob,
-    )
-    shares = jax.lax.with_sharding_constraint(shares, replicated(mesh))
-    pasted = boxes[:, 2] > boxes[:, 0]
-    mixed, targets = mixup.blend(mixed, targets, jnp.where(pasted, 0.0, shares))
-  return {"image": images, "mixed": mixed, "target": targets, "box": boxes}
 
 
 def _moving_average(ema: Variables | None, new: Variables, decay: float) -> Variables | None:

@@ -12,6 +12,7 @@ from saol_jax.config import resolve
 from saol_jax.data.augment import flip_and_crop, normalise
 from saol_jax.data.loader import Loader
 from saol_jax.experiment import Experiment
+from saol_jax.preparation import prepare_batch
 from tests.support import assert_identical, leaves, mesh_of, tiny_config
 
 
@@ -125,7 +126,7 @@ def test_label_smoothing_is_applied_before_mixing():
   experiment = experiment_on(1, loss__label_smoothing=0.1, cutmix__prob=1.0)
   batch = experiment.train[np.arange(16)]
   keys = jax.random.split(jax.random.key(3))
-  prepared = steps._prepare(
+  prepared = prepare_batch(
     experiment.config, experiment.info, experiment.mesh, experiment.put(batch), *keys
   )
   smoothed = 0.9 * np.eye(10)[batch["label"]] + 0.01

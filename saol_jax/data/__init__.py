@@ -22,6 +22,7 @@ __all__ = [
   "BadImages",
   "Batch",
   "DatasetInfo",
+  "EncodedSource",
   "Geometry",
   "Reading",
   "Source",

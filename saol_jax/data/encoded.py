@@ -41,6 +41,8 @@ class EncodedSource:
   Attributes:
     info: of the data set.
     geometry: how originals become images of S x S.
+    records: the encoded images.
+    examples: (N,) the records that the split consists of.
     broken: index -> reason, of the broken images that were met so far.
   """
 
@@ -66,8 +68,8 @@ class EncodedSource:
     """
     self.info, self.geometry = info, geometry
     self.broken: dict[int, str] = {}
-    self._records, self._bad_images = records, bad_images
-    self._examples = np.arange(len(records)) if examples is None else examples
+    self.records, self._bad_images = records, bad_images
+    self.examples = np.arange(len(records)) if examples is None else examples
     self._decoders = {
       train: Decoder(geometry, records.parse, train=train, threads=threads)
       for train in (True, False)
@@ -83,18 +85,18 @@ class EncodedSource:
   @property
   def boxed(self) -> np.ndarray:
     """The examples whose box is known; where only the records know, all that may have one."""
-    if not self._records.has_boxes:
+    if not self.records.has_boxes:
       return np.arange(0)
-    if self._records.boxes is None:
+    if self.records.boxes is None:
       return np.arange(len(self))
-    return np.flatnonzero(~np.isnan(self._records.boxes[self._examples, 0]))
+    return np.flatnonzero(~np.isnan(self.records.boxes[self.examples, 0]))
 
   def __len__(self) -> int:
-    return len(self._examples)
+    return len(self.examples)
 
   def name(self, index: int) -> str:
     """What a person finds example `index` by."""
-    return self._records.name(int(self._examples[index]))
+    return self.records.name(int(self.examples[index]))
 
   def __getitem__(self, indices: np.ndarray) -> Batch:
     """The examples at `indices` (n,), in evaluation's geometry.
@@ -142,19 +144,19 @@ class EncodedSource:
     Returns:
       What was decoded, the labels (n,) int32, and the boxes (n, 4) int32 in the images.
     """
-    rows = self._examples[indices]
-    read = self._records.read(rows)
+    rows = self.examples[indices]
+    read = self.records.read(rows)
     decoded = self._decoders[draws is not None](
       read.records,
       read.orientations,
       draws,
-      lambda encoded: np.asarray(read_image(encoded, upright=self._records.upright)),
+      lambda encoded: np.asarray(read_image(encoded, upright=self.records.upright)),
     )
-    labels = decoded.labels if self._records.labels is None else self._records.labels[rows]
-    if self._records.boxes is None:
+    labels = decoded.labels if self.records.labels is None else self.records.labels[rows]
+    if self.records.boxes is None:
       boxes = decoded.boxes * np.tile(decoded.sizes, 2)
     else:
-      boxes = self._records.boxes[rows]
+      boxes = self.records.boxes[rows]
     self._note_boxes(indices, boxes, decoded.sizes)
     self._check_labels(indices, labels, decoded.broken)
     self._note_broken(indices, {**decoded.broken, **read.failures}, train=draws is not None)
@@ -162,7 +164,7 @@ class EncodedSource:
 
   def _batch(self, images: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> dict:
     batch = {"image": images, "label": labels}
-    return batch | {"box": boxes} if self._records.has_boxes else batch
+    return batch | {"box": boxes} if self.records.has_boxes else batch
 
   def _check_labels(self, indices: np.ndarray, labels: np.ndarray, broken: Container[int]) -> None:
     """Raises UserError at a label that is no class: -1 is what a test split without labels has."""

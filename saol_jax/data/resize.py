@@ -15,7 +15,6 @@ import json
 import logging
 import pathlib
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,7 +25,7 @@ from saol_jax import console
 from saol_jax.data.records import Records, parse_row
 from saol_jax.errors import UserError
 from saol_jax.image_files import orientation, read_image
-from saol_jax.progress import clock
+from saol_jax.progress import Progress
 
 logger = logging.getLogger("saol_jax.data.resize")  # also where this is the main module
 
@@ -102,7 +101,7 @@ class _Shards:
     """Writes those that are not there yet."""
     from tensorflow_datasets.core import file_adapters
 
-    progress = _Progress(self._split, self._size)
+    progress = Progress(self._split, self._size)
     with ThreadPoolExecutor() as threads:
       for path, start, stop in zip(self._paths, self._starts, self._starts[1:], strict=False):
         if path.exists():
@@ -111,8 +110,7 @@ class _Shards:
         partial = path.with_name("partial")
         partial.unlink(missing_ok=True)
         examples = _examples(records, np.arange(start, stop), short_side, quality, threads)
-        examples = progress.over(examples)
-        serialised = (features.serialize_example(example) for example in examples)
+        serialised = _counted(map(features.serialize_example, examples), progress)
         try:
           file_adapters.ArrayRecordFileAdapter.write_examples(str(partial), enumerate(serialised))
           partial.replace(path)
@@ -132,32 +130,10 @@ class _Shards:
     }
 
 
-class _Progress:
-  """A line now and then: images, percent, images/s, time left."""
-
-  def __init__(self, split: str, size: int):
-    self._split, self._size, self._done, self._new = split, size, 0, 0
-    self._start = self._last = time.monotonic()
-
-  def skip(self, count: int) -> None:
-    self._done += count
-
-  def over(self, examples: Iterator[Any]) -> Iterator[Any]:
-    for example in examples:
-      yield example
-      self._done, self._new = self._done + 1, self._new + 1
-      now = time.monotonic()
-      if now - self._last > 10 or self._done == self._size:
-        self._last, rate = now, self._new / (now - self._start)
-        logger.info(
-          "%s: %d of %d images (%.0f %%), %.0f images/s, %s left",
-          self._split,
-          self._done,
-          self._size,
-          100 * self._done / self._size,
-          rate,
-          clock((self._size - self._done) / rate),
-        )
+def _counted(items: Iterator[bytes], progress: Progress) -> Iterator[bytes]:
+  for item in items:
+    yield item
+    progress.add(1)
 
 
 def _examples(

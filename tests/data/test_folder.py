@@ -7,92 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax.data import BadImages, Geometry, Reading, load_source
+from saol_jax.data import (
+  BadImages,
+)
 from saol_jax.data.loader import Loader, padded_batches
 from saol_jax.errors import UserError
 from saol_jax.evaluate import evaluate
 from saol_jax.image_files import read_image
-from tests.data.pictures import ROTATED, encode, scene, with_orientation
-
-SIZE = 32
-READING = Reading(geometry=Geometry(SIZE, eval_crop=0), bad_images=BadImages(0.5, "count"))
-
-_photo = scene(60, 90)
-_jpeg = encode(_photo, "JPEG", quality=95)
-_deep = np.asarray(_photo.convert("L")).astype(np.uint16) * 257
-_transparent = Image.merge("RGBA", (*_photo.split(), Image.new("L", _photo.size, 90)))
-
-ODD = {  # each decodes, whatever its name says
-  "png_named.jpg": encode(_photo, "PNG"),
-  "gif_named.jpg": encode(_photo, "GIF"),
-  "two_frames.gif": encode(
-    _photo, "GIF", save_all=True, append_images=[Image.new("RGB", (90, 60))]
-  ),
-  "rgba.png": encode(_transparent, "PNG"),
-  "palette.png": encode(_photo.quantize(64), "PNG"),
-  "grey.jpg": encode(_photo.convert("L"), "JPEG", quality=95),
-  "cmyk.jpg": encode(_photo.convert("CMYK"), "JPEG", quality=95),
-  "16_bit.png": encode(Image.fromarray(_deep), "PNG"),
-  "16_bit.tif": encode(Image.fromarray(_deep), "TIFF"),
-  "one_pixel.png": encode(_photo.resize((1, 1)), "PNG"),
-  "one_pixel.jpg": encode(_photo.resize((1, 1)), "JPEG"),
-  "long.jpg": encode(_photo.resize((20_000, 2)), "JPEG", quality=95),
-  "high.png": encode(_photo.resize((2, 20_000)), "PNG"),
-  "turned.jpg": with_orientation(_photo, ROTATED),
-  "progressive.JPEG": encode(_photo, "JPEG", quality=95, progressive=True),
-  "plain.bmp": encode(_photo, "BMP"),
-  "palette.bmp": encode(_photo.quantize(64), "BMP"),
-  "lossless.webp": encode(_photo, "WEBP", lossless=True),
-  "transparent.webp": encode(_transparent, "WEBP", lossless=True, exact=True),
-}
-BROKEN = {
-  "truncated.jpg": (_jpeg[: len(_jpeg) // 2], "truncated"),
-  "truncated.png": (ODD["rgba.png"][:200], "truncated"),
-  "empty.jpg": (b"", "not a picture"),
-  "text.jpg": (b"I am no picture, but I say that I am one.\n", "not a picture"),
-  "unreadable.jpg": (None, "No such file"),  # a link to nowhere: root may read all else
-}
-GOOD = ("deep/er/0.jpeg", "deep/er/1.jpeg", "fine.jpeg")
-
-
-def write(root, files):
-  """Files by path; None makes a link to nowhere."""
-  for name, data in files.items():
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if data is None:
-      path.symlink_to(root / "nowhere")
-    else:
-      path.write_bytes(data)
-  return root
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Class `odd` has all of ODD, class `worse` all of BROKEN and three good ones."""
-  files = {f"train/odd/{name}": data for name, data in ODD.items()}
-  files |= {f"train/worse/{name}": data for name, (data, _) in BROKEN.items()}
-  files |= {f"train/worse/{name}": _jpeg for name in GOOD}
-  files |= {f"val/worse/{n}.jpg": _jpeg for n in range(5)}
-  files |= {"train/odd/.hidden.jpg": b"", "train/.hidden/a.jpg": b"", "train/odd/notes.txt": b""}
-  return write(tmp_path_factory.mktemp("folder"), files)
-
-
-def load(root, split="train", **changes):
-  fields = {"geometry": READING.geometry, "bad_images": READING.bad_images} | changes
-  return load_source("folder", split, data_dir=str(root), reading=Reading(**fields))
-
-
-def place_of(source) -> dict[str, int]:
-  """Index by the file's name."""
-  return {source.name(i).rpartition("/")[2]: i for i in range(len(source))}
-
-
-@pytest.fixture(scope="module")
-def decoded(folder):
-  """All files in evaluation's geometry, and where each is."""
-  source = load(folder)
-  return source, place_of(source), source[np.arange(len(source))]
+from tests.data.bad_files import BROKEN, GOOD, JPEG_BYTES, ODD, PHOTO, SIZE, load, write
+from tests.data.pictures import with_orientation
 
 
 def test_files_are_found_at_any_depth_in_the_order_of_their_paths(decoded):
@@ -119,11 +42,11 @@ def test_what_can_be_decoded_is_as_pillow_decodes_it(decoded, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_as_their_exif_data_says(tmp_path, orientation):
-  file = with_orientation(_photo, orientation)
+def testPHOTOgraphs_are_turned_as_their_exif_data_says(tmp_path, orientation):
+  file = with_orientation(PHOTO, orientation)
   write(tmp_path, {"train/a/a.jpg": file, "val/a/a.jpg": file})
   (found,) = load(tmp_path)[np.array([0])]["image"].astype(int)
-  stored = np.asarray(_photo.resize((SIZE, SIZE)), int)
+  stored = np.asarray(PHOTO.resize((SIZE, SIZE)), int)
   # The EXIF standard: where row 0 and column 0 of what is stored belong.
   turned = stored.transpose(1, 0, 2) if orientation >= 5 else stored
   flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -228,7 +151,7 @@ def test_evaluation_counts_each_good_image_once_and_says_how_many_are_not(folder
 
 
 def test_classes_and_boxes_that_do_not_fit_are_named(tmp_path, caplog):
-  good = {"train/a/1.jpg": _jpeg, "train/b/1.jpg": _jpeg, "val/a/1.jpg": _jpeg}
+  good = {"train/a/1.jpg": JPEG_BYTES, "train/b/1.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES}
   write(tmp_path, good)
   (tmp_path / "train" / "nothing").mkdir()
   with caplog.at_level(logging.WARNING):
@@ -236,7 +159,7 @@ def test_classes_and_boxes_that_do_not_fit_are_named(tmp_path, caplog):
     assert len(load(tmp_path, "test")) == 1
   assert "no image in nothing; left out" in caplog.text
   assert "has no image of b" in caplog.text
-  write(tmp_path, {"val/c/1.jpg": _jpeg, "val/d/1.jpg": _jpeg})
+  write(tmp_path, {"val/c/1.jpg": JPEG_BYTES, "val/d/1.jpg": JPEG_BYTES})
   with pytest.raises(UserError, match=r"2 class\(es\) that .*train lacks: c, d\. .*"):
     load(tmp_path, "test")
 
@@ -250,13 +173,15 @@ def test_classes_and_boxes_that_do_not_fit_are_named(tmp_path, caplog):
   ],
 )
 def test_what_is_no_data_set_is_refused(tmp_path, make, message):
-  write(tmp_path, dict.fromkeys(make, _jpeg))
+  write(tmp_path, dict.fromkeys(make, JPEG_BYTES))
   with pytest.raises(UserError, match=message):
     load(tmp_path, "test")
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path):
-  write(tmp_path, {"photos/1.jpg": _jpeg, "photos/2.jpg": _jpeg, "val/a/1.jpg": _jpeg})
+  write(
+    tmp_path, {"photos/1.jpg": JPEG_BYTES, "photos/2.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES}
+  )
   (tmp_path / "train" / "a").mkdir(parents=True)
   (tmp_path / "train" / "a" / "linked").symlink_to(tmp_path / "photos")
   (tmp_path / "photos" / "circle").symlink_to(tmp_path / "photos")
@@ -275,7 +200,7 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
   ],
 )
 def test_a_wrong_line_of_boxes_is_named(tmp_path, line, message):
-  files = {"train/a/1.jpg": _jpeg, "train/a/2.jpg": _jpeg, "val/a/1.jpg": _jpeg}
+  files = {"train/a/1.jpg": JPEG_BYTES, "train/a/2.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES}
   boxes = f"path,x_min,y_min,x_max,y_max\ntrain/a/2.jpg,1,2,30,40\n{line}\n"
   write(tmp_path, files | {"boxes.csv": boxes.encode()})
   with pytest.raises(UserError, match=message):
@@ -283,7 +208,7 @@ def test_a_wrong_line_of_boxes_is_named(tmp_path, line, message):
 
 
 def test_a_wrong_header_of_boxes_is_named(tmp_path):
-  files = {"train/a/1.jpg": _jpeg, "val/a/1.jpg": _jpeg}
+  files = {"train/a/1.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES}
   write(tmp_path, files | {"boxes.csv": b"path,y_min,x_min,y_max,x_max\n"})
   with pytest.raises(
     UserError, match=r"header 'path,y_min.*expected 'path,x_min,y_min,x_max,y_max'"
@@ -292,7 +217,7 @@ def test_a_wrong_header_of_boxes_is_named(tmp_path):
 
 
 def test_boxes_beyond_the_border_are_cut_off_and_said_once(tmp_path, caplog):
-  files = {f"train/a/{n}.jpg": _jpeg for n in range(4)} | {"val/a/1.jpg": _jpeg}
+  files = {f"train/a/{n}.jpg": JPEG_BYTES for n in range(4)} | {"val/a/1.jpg": JPEG_BYTES}
   boxes = (
     "\ufeffpath,x_min,y_min,x_max,y_max\n"
     "train/a/0.jpg,-9,15,45,99\n"  # of 90 x 60: left half, lower three quarters

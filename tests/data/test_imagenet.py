@@ -113,8 +113,8 @@ def test_a_copy_with_smaller_images_is_the_same_data_set(imagenet, tmp_path, cap
     assert np.abs(small["image"].astype(int) - full["image"]).mean() < 3
     assert copy.info == source.info
   shortest = [
-    min(read_image(copy._records.parse(r)["image"].numpy()).size)
-    for r in copy._records.read(rows).records
+    min(read_image(copy.records.parse(r)["image"].numpy()).size)
+    for r in copy.records.read(rows).records
   ]
   assert shortest == [40] * 11
 
@@ -174,7 +174,7 @@ def test_damage_on_the_disk_costs_what_it_hits(imagenet, tmp_path):
 
 def test_labels_of_a_split_without_labels_are_refused(imagenet, monkeypatch):
   source = load(imagenet, "test")
-  monkeypatch.setattr(source._records, "labels", np.full(11, -1, np.int32))
+  monkeypatch.setattr(source.records, "labels", np.full(11, -1, np.int32))
   with pytest.raises(
     UserError, match=r"ILSVRC2012_val_\d+\.JPEG .*has the label -1, expected 0 to 999"
   ):
