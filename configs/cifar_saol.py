@@ -8,7 +8,9 @@ gap for GAP-FC with the same recipe, CutMix included; light for the light SAOL.
 
 Recipe: CutMix (Yun et al. 2019) and ABN (Fukui et al. 2019), which the SAOL authors say they kept:
 300 epochs, batch 128, SGD with Nesterov momentum, rate 0.1, weight decay 5e-4, cosine decay, CutMix
-with probability 0.5, flip and pad-crop. Needs the data set prepared by TFDS, in
+with probability 0.5, flip and pad-crop. PyramidNets instead as CutMix trains them: batch 64, rate
+0.25, weight decay 1e-4, rate x 0.1 after 150 and 225 epochs; --config.model.dropout=0.5 adds the
+ShakeDrop of its tables. Needs the data set prepared by TFDS, in
 --config.data.data_dir.
 No result of ours is known yet for these runs.
 """
@@ -41,4 +43,12 @@ def get_config(arg: str = ""):
         f"argument {part!r} of configs/cifar_saol.py; expected cifar10, cifar100, saol, gap, "
         f"light or a backbone: {', '.join(list_backbones())}"
       )
+  if config.model.name.startswith("pyramidnet"):
+    config.batch_size = 64
+    config.eval_every_steps = config.checkpoint_every_steps = 5 * 782  # five epochs
+    config.optimizer.learning_rate = 0.25
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.schedule = "step"
+    config.optimizer.milestones = (0.5, 0.75)
+    config.optimizer.decay_factor = 0.1
   return config

@@ -84,7 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
   model.width = 128  # channels of SAOL's laterals and hidden layers
   model.kernel_size = 3  # of SAOL's attention, mask and class convolutions
   model.lateral_kernel_size = 1  # of SAOL's lateral convolutions
-  model.dropout = 0.0  # rate inside the blocks, for backbones that have it
+  model.dropout = 0.0  # rate inside the blocks, for backbones that have it; or of ShakeDrop
   model.last_stride = 0  # 1 or 2, of the last stage; 0: the backbone's own
   model.norm_group = 0  # examples a batch-norm group; 0: the whole batch
   model.pretrained = ""  # weights to start from: .safetensors, .pth or hf://org/name; empty: random

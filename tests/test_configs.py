@@ -17,6 +17,7 @@ from saol_jax.evaluate import evaluate_workdir
 from saol_jax.experiment import Experiment, create_configured
 from saol_jax.localize import localize_workdir
 from saol_jax.multipliers import Multipliers
+from saol_jax.optimizer import make_schedule
 from saol_jax.train import train_and_evaluate
 from tests.support import ROOT, TINY, tiny_config
 
@@ -128,6 +129,15 @@ def test_demo_config_builds_for_each_head(head):
   experiment = Experiment(resolve(config))
   assert experiment.heads[0] == head
   assert experiment.num_train_steps == config.num_train_steps
+
+
+def test_cifar_config_trains_a_pyramidnet_as_cutmix_does():
+  config = get_config(ROOT / "configs" / "cifar_saol.py", "pyramidnet110_a64,cifar100")
+  schedule = make_schedule(config.optimizer, 300)
+  rates = [float(schedule(epoch)) for epoch in (0, 149, 151, 224, 226, 299)]
+  np.testing.assert_allclose(rates, [0.25, 0.25, 0.025, 0.025, 0.0025, 0.0025], rtol=1e-5)
+  assert (config.batch_size, config.optimizer.weight_decay) == (64, 1e-4)
+  assert config.eval_every_steps * config.batch_size == pytest.approx(5 * 50_000, rel=0.001)
 
 
 @pytest.mark.parametrize("name", [n for n in list_backbones() if n.startswith("wrn")])
