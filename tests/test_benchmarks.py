@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, predict, record, step
+from benchmarks import heads, input, predict, record, step
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.errors import UserError
@@ -413,6 +413,8 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path):
     (step, ["--image_size=4"], "4 x 4"),
     (step, ["--output={folder}"], "--output="),
     (step, ["--output={folder}/file/step.json"], "--output="),
+    (input, ["--photos=.", "--images=4", "--batch_size=8"], "--batch_size=8"),
+    (input, ["--photos=.", "--rounds=0"], "--rounds=0"),
     (heads, ["--networks", "resnet18:224"], "'resnet18:224'"),
     (heads, ["--networks", "resnet18:0:10"], "'resnet18:0:10'"),
   ],
