@@ -1,8 +1,10 @@
 r"""Weakly supervised localisation: fine-tuning on a grid of 14 x 14, to be scored against boxes.
 
-  python main.py --config=configs/wsol_saol.py:cub --workdir=runs/cub --config.data.data_dir=DIR
   python main.py --config=configs/wsol_saol.py:cub --workdir=runs/cub --config.data.data_dir=DIR \
-      --mode=localize
+      --config.model.pretrained=resnet50-0676ba61.pth
+
+and the same command with --mode=localize, which prints the scores of every map. README,
+"Pretrained weights", says where the weights come from and which networks they are known for.
 
 Arguments, in any order:
   cub       CUB-200-2011, the default: TFDS's caltech_birds2011 in ArrayRecord, prepared in DIR by
@@ -22,7 +24,7 @@ decay 1e-4, CutMix with probability 1.
   cub       600 epochs, batch 32, rate 0.001 (heads 0.01), x 0.1 every 150
   imagenet  20 epochs, batch 256, rate 0.01 (heads 0.1), x 0.1 every 6
   folder    cub's with 100 epochs; ours
-These rates fine-tune ImageNet weights; from scratch the backbone needs the full rate:
+These rates fine-tune; from scratch, without model.pretrained, the backbone needs the full rate:
 --config.optimizer.multipliers=.
 Published, from ImageNet weights, top-1 localisation of ResNet-50's CAM: CUB 49.41 %, with CutMix
 54.81 %; ImageNet 46.30 % and 47.25 %.

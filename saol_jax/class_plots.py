@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from saol_jax.report import DPI, GREY, INK, PALE, drawable, save
 
 _BLUE, _ORANGE, _RED = "#0969da", "#e16f24", "#cf222e"
-_HEADS = {"saol": ("SAOL", _BLUE), "gap": ("GAP-FC", _ORANGE)}
+HEADS = {"saol": ("SAOL", _BLUE), "gap": ("GAP-FC", _ORANGE)}
 _WITH_COUNTS, _WITH_NAMES = 12, 40  # classes that a matrix has room for
 _CELLS = 400  # a side; larger matrices are drawn in blocks
 _LISTED = 25
@@ -148,7 +148,7 @@ def draw_calibration(
     count, right, confidence = (
       np.asarray(values[f"bin_{name}"], np.float64) for name in ("count", "correct", "confidence")
     )
-    name, colour = _HEADS[head]
+    name, colour = HEADS[head]
     edges = np.linspace(0, 1, len(count) + 1)
     place = {"x": (edges[:-1] + edges[1:]) / 2, "width": 0.92 / len(count)}
     filled = np.maximum(count, 1)
@@ -157,8 +157,10 @@ def draw_calibration(
     axes.bar(
       height=np.abs(mean - accuracy),
       bottom=np.minimum(mean, accuracy),
-      color=_RED,
-      alpha=0.35,
+      facecolor="none",
+      edgecolor=_RED,
+      hatch="////",
+      linewidth=0.8,
       label="gap to the confidence",
       **place,
     )

@@ -47,7 +47,7 @@ def write_class_report(
     title: of the pictures.
     pictures: draw, rather than write tables alone.
   """
-  main = next(iter(sums.values()))
+  head, main = next(iter(sums.items()))
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if "confusion" in main:
@@ -55,8 +55,9 @@ def write_class_report(
       write_confusion(folder / "confusion.csv", confusion, class_names)
       write_classes(folder / "classes.csv", confusion, class_names)
       if pictures:
-        class_plots.draw_confusion(folder / "confusion.png", confusion, class_names, title)
-        class_plots.draw_classes(folder / "classes.png", confusion, class_names, title)
+        whose = f"{title}, {class_plots.HEADS[head][0]}"
+        class_plots.draw_confusion(folder / "confusion.png", confusion, class_names, whose)
+        class_plots.draw_classes(folder / "classes.png", confusion, class_names, whose)
     if pictures:
       class_plots.draw_calibration(folder / "calibration.png", sums, title)
   except Exception as error:  # the scores are worth more

@@ -16,6 +16,7 @@ from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
 from saol_jax.explain import saol_maps
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps
+from saol_jax.model import Variables
 from saol_jax.report import draw_predictions
 from saol_jax.runlog import RunLog
 from saol_jax.train_step import TrainState
@@ -62,39 +63,39 @@ class Figures:
     if self.wanted and self._experiment.config.figures:
       step = int(state.step)
       digits = len(str(self._experiment.num_train_steps))
-      self._start(state, self._workdir / "figures" / f"step_{step:0{digits}d}.png", step)
+      self._start(state, self._workdir / "figures" / f"step_{step:0{digits}d}.png", show=True)
 
   def at_the_end(self, state: TrainState) -> pathlib.Path | None:
     """Draws `predictions.png`, and waits for it; None where there is no picture."""
     if not self.wanted:
       return None
     path = self._workdir / "predictions.png"
-    self._start(state, path, None)
+    self._start(state, path, show=False)
     return path if self._last.result() else None
 
-  def _start(self, state: TrainState, path: pathlib.Path, step: int | None) -> None:
+  def _start(self, state: TrainState, path: pathlib.Path, *, show: bool) -> None:
     if self._last is not None:
       self._last.result()  # one copy of the variables at a time
     variables = state.variables if state.ema is None else state.ema
     # The next step takes the device's arrays away.
     variables = jax.tree.map(np.array, jax.device_get(variables))
-    self._last = self._pool.submit(self._draw, variables, path, step)
+    self._last = self._pool.submit(self._draw, variables, int(state.step), path, show)
 
-  def _draw(self, variables, path: pathlib.Path, step: int | None) -> bool:
-    """Draws; tells whether it went well."""
+  def _draw(self, variables: Variables, step: int, path: pathlib.Path, show: bool) -> bool:
+    """Draws, and shows it in TensorBoard; tells whether it went well."""
     try:
       path.parent.mkdir(exist_ok=True)
       temporary = path.with_suffix(".tmp")
-      self._draw_examples(variables, temporary)
+      self._draw_examples(variables, step, temporary)
       os.replace(temporary, path)
-      if step is not None:
+      if show:
         self._log.write_image(step, "figures/maps", np.asarray(Image.open(path)))
     except Exception as error:  # whatever it is, training is worth more
       logger.warning("%s could not be drawn (%s: %s)", path, type(error).__name__, error)
       return False
     return True
 
-  def _draw_examples(self, variables, path: pathlib.Path) -> None:
+  def _draw_examples(self, variables: Variables, step: int, path: pathlib.Path) -> None:
     experiment, batch = self._experiment, self._batch
     spatial, predicted, maps = jax.device_get(self._predict(variables, batch["image"]))
     size = batch["image"].shape[1:3]
@@ -109,7 +110,7 @@ class Figures:
       class_maps=maps["class"],
       boxes=boxes_from_maps(maps[BOX_MAP], size, BOX_THRESHOLD),
       true_boxes=batch.get("box"),
-      title=f"{experiment.config.model.name} on {experiment.config.data.name}",
+      title=f"{experiment.config.model.name} on {experiment.config.data.name}, step {step}",
     )
 
   @functools.cached_property

@@ -48,6 +48,9 @@ def finish(
   predictions = figures.at_the_end(state)
   if predictions is not None:
     files["predictions"] = str(predictions)
+  classes = workdir / f"evaluation_{experiment.eval_split}_latest"
+  if classes.is_dir():
+    files["classes"] = str(classes)
 
   final = next(record for record in reversed(records) if experiment.score_name in record)
   rates = [r["time/images_per_second"] for r in records if "time/images_per_second" in r]

@@ -41,7 +41,8 @@ def test_run_shows_progress_and_ends_with_a_summary(finished):
     assert line in output
   final = records(workdir)[-1]
   assert f"{100 * final['eval/ema_saol_top1']:.2f} %" in output
-  assert str(workdir / "predictions.png") in output
+  for name in ("predictions.png", "evaluation_test_latest"):
+    assert str(workdir / name) in output
   for noise in ("Traceback", "Warning", "WARNING"):
     assert noise not in output
 
