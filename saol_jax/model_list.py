@@ -12,6 +12,7 @@ from saol_jax.backbones import create_backbone, list_backbones
 from saol_jax.errors import UserError
 from saol_jax.heads import SAOL, GapFC
 from saol_jax.model import LIGHT_HEAD
+from saol_jax.pretrained_names import namings_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Entry:
     image_size: pixels a side, of the costs.
     num_classes: likewise.
     stages: stride and channels of each stage map, coarse last.
+    libraries: whose pretrained weights fit.
     gap: cost of the backbone with GAP-FC.
     saol: cost of the backbone with SAOL at its default sizes as it predicts: without the mask
       branch and without GAP-FC beside it.
@@ -51,6 +53,7 @@ class Entry:
   image_size: int
   num_classes: int
   stages: tuple[tuple[int, int], ...]
+  libraries: tuple[str, ...]
   gap: Cost
   saol: Cost
   light: Cost
@@ -79,6 +82,7 @@ def describe(name: str) -> Entry:
     image_size=size,
     num_classes=classes,
     stages=tuple(zip(strides, channels, strict=True)),
+    libraries=tuple(naming.library for naming in namings_of(backbone)),
     gap=below + cost(gap, lambda module, maps: module(maps[-1]), maps)[0],
     saol=with_saol(),
     light=with_saol(**LIGHT_HEAD),

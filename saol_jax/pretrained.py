@@ -13,7 +13,7 @@ from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.errors import UserError
 from saol_jax.model import Classifier
 from saol_jax.norm import GhostBatchNorm
-from saol_jax.pretrained_names import NAMINGS, Naming
+from saol_jax.pretrained_names import NAMINGS, Naming, namings_of
 from saol_jax.weight_files import read_weights
 
 Path = tuple[str | int, ...]
@@ -54,7 +54,7 @@ class Pretrained:
     values: float32 arrays by their path in the model, in the model's shapes.
     used: names of the tensors that are in `values`.
     classifier: what became of the last linear layer, a sentence.
-    missing: paths of the parameters and statistics of the model that stay random.
+    missing: paths of the parameters and statistics of the model that stay as they start.
     left_over: names of the tensors that nobody wanted.
   """
 
@@ -72,7 +72,7 @@ class Pretrained:
     return (
       f"Pretrained weights: {len(self.used)} tensors of {self.source}, named as in "
       f"{self.library}{prefix}; {self.classifier}\n"
-      f"  not in the file, random: {_listed(self.missing, len(self.missing))}\n"
+      f"  not in the file, as they start: {_listed(self.missing, len(self.missing))}\n"
       f"  left over in the file: {_listed(self.left_over, _NAMED)}"
     )
 
@@ -169,7 +169,7 @@ def _detect(
   backbone: nnx.Module, tensors: Mapping[str, np.ndarray], source: str
 ) -> tuple[Naming, str]:
   """The naming, and what stands before its names, with which most tensors are found."""
-  namings = next((NAMINGS[kind] for kind in type(backbone).__mro__ if kind in NAMINGS), ())
+  namings = namings_of(backbone)
   if not namings:
     known = ", ".join(kind.__name__ for kind in NAMINGS)
     raise UserError(

@@ -1,10 +1,14 @@
 """`--mode=list` says of each backbone what is true."""
 
+import dataclasses
+import json
 import re
 import sys
 
 import pytest
 
+from benchmarks import backbones, record
+from saol_jax import list_backbones
 from saol_jax.errors import UserError
 from saol_jax.model_list import describe, list_command
 from tests.support import ROOT, run
@@ -56,3 +60,24 @@ def test_the_command_prints_an_aligned_table_and_needs_no_other_flag():
 def test_no_backbone_of_that_name():
   with pytest.raises(UserError, match=r"--backbones='resnext\*\*x' matches none of .*resnet18"):
     list_command("resnext**x")
+
+
+def test_the_document_is_of_all_backbones_as_they_are_now():
+  entries = json.loads((record.RESULTS / "backbones.json").read_text())["backbones"]
+  assert backbones.DOCUMENT.read_text() == backbones.document(entries)
+  assert tuple(entry["name"] for entry in entries) == list_backbones()
+  for entry in entries:
+    if entry["name"] in ("resnet50", "wrn_16_4", "vit_small_16"):
+      assert entry == json.loads(json.dumps(dataclasses.asdict(describe(entry["name"]))))
+
+
+def test_the_document_says_what_is_added_in_per_cent():
+  """ResNet-50 from the tests above: 4,228,225 parameters over 25,557,032, 16.5 %."""
+  entry = describe("resnet50")
+  row = backbones.document([dataclasses.asdict(entry)]).splitlines()[-1]
+  cells = [cell.strip() for cell in row.split("|")[1:-1]]
+  assert cells[:2] == ["resnet50", "256/4 512/8 1024/16 2048/32"]
+  assert cells[2] == "torchvision and timm, Hugging Face transformers"
+  assert cells[3:9] == ["224", "1000", "25.557", "4.089", "29.785", "+16.5"]
+  assert float(cells[10]) < 8
+  assert float(cells[14]) < 3

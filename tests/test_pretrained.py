@@ -184,6 +184,18 @@ def test_weights_beside_their_moving_average():
   assert f" and {len(found.left_over) - 10} more" in str(found)
 
 
+def test_a_plain_resnet_gives_deformable_convolutions_their_kernels():
+  tensors = numbered(torchvision_resnet((3, 4, 6, 3), bottleneck=True))
+  found = match(abstract("resnet50_dcn"), tensors, "a.pth")
+  assert found.left_over == ()
+  missing = [path for path in found.missing if path.startswith("backbone")]
+  # Stages 3 to 5 of Zhu et al.: 4 + 6 + 3 blocks, each with a kernel and a bias for the offsets.
+  assert len(missing) == 2 * 13
+  assert all(".offset." in path for path in missing)
+  kernel = found.values["backbone", "stages", 3, 0, "convs", 1, "kernel"]
+  assert np.unique(kernel) == tensors["layer4.0.conv2.weight"].flat[0]
+
+
 def test_another_number_of_classes_leaves_the_classifier_random():
   found = match(abstract(tiny, 7), drawn(TINY), "a.pth")
   assert found.classifier == "GAP-FC is random: fc.weight is (5, 32), and it needs (7, 32)"

@@ -21,6 +21,8 @@ To add a family, write `saol_jax/pretrained_names/FAMILY.py` with its namings an
 `NAMINGS` below.
 """
 
+from flax import nnx
+
 from saol_jax.backbones import (
   VGG,
   CifarResNet,
@@ -65,3 +67,8 @@ NAMINGS: dict[type, tuple[Naming, ...]] = {
     vit.TRANSFORMERS_5,
   ),
 }
+
+
+def namings_of(backbone: nnx.Module) -> tuple[Naming, ...]:
+  """The namings of a backbone's family; none where no library is known to have it."""
+  return next((NAMINGS[kind] for kind in type(backbone).__mro__ if kind in NAMINGS), ())
