@@ -82,7 +82,11 @@ def describe(name: str) -> Entry:
     image_size=size,
     num_classes=classes,
     stages=tuple(zip(strides, channels, strict=True)),
-    libraries=tuple(naming.library for naming in namings_of(backbone)),
+    libraries=tuple(
+      dict.fromkeys(
+        naming.library for naming in namings_of(backbone) if not naming.objection(backbone)
+      )
+    ),
     gap=below + cost(gap, lambda module, maps: module(maps[-1]), maps)[0],
     saol=with_saol(),
     light=with_saol(**LIGHT_HEAD),
