@@ -42,7 +42,7 @@ class Entry:
     image_size: pixels a side, of the costs.
     num_classes: likewise.
     stages: stride and channels of each stage map, coarse last.
-    libraries: whose pretrained weights fit.
+    libraries: whose names of pretrained tensors are known for it.
     gap: cost of the backbone with GAP-FC.
     saol: cost of the backbone with SAOL at its default sizes as it predicts: without the mask
       branch and without GAP-FC beside it.
