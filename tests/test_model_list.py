@@ -77,7 +77,7 @@ def test_the_document_says_what_is_added_in_per_cent():
   row = backbones.document([dataclasses.asdict(entry)]).splitlines()[-1]
   cells = [cell.strip() for cell in row.split("|")[1:-1]]
   assert cells[:2] == ["resnet50", "256/4 512/8 1024/16 2048/32"]
-  assert cells[2] == "torchvision and timm, Hugging Face transformers"
+  assert cells[2] == "torchvision and timm, mmdetection, Hugging Face transformers"
   assert cells[3:9] == ["224", "1000", "25.557", "4.089", "29.785", "+16.5"]
   assert float(cells[10]) < 8
   assert float(cells[14]) < 3
