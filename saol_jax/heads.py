@@ -244,4 +244,4 @@ def _resize(stage: jax.Array, grid: tuple[int, int]) -> jax.Array:
 def _resize_first(x: jax.Array, size: int) -> jax.Array:
   """(N, n, C) to (N, size, C)."""
   weights = jax.image.resize(jnp.eye(x.shape[1], dtype=x.dtype), (size, x.shape[1]), "linear")
-  return jnp.matmul(jnp.broadcast_to(weights, (len(x), *weights.shape)), x)
+  return jnp.matmul(jnp.broadcast_to(weights, (x.shape[0], *weights.shape)), x)
