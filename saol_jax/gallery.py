@@ -25,7 +25,8 @@ MOST = 2000  # images in one report; a browser keeps all of them in memory
 _SIDES = ((300, 448), (1000, 320), (MOST, 224))  # up to so many images: longest side of a picture
 _SHARP = 128  # pictures up to this side are kept without loss
 _COLOURS = 33  # stops of the heat's colour map; the page interpolates between them
-# How the page is told of a map: its name there, and what its brightest value means.
+# How the page is told of a map: its name there, and what its brightest value means; in the order
+# in which they are shown, the box map last.
 _VIEWS = {"attention": ("Attention", "of the attention"), "class": ("Class map", "probability")}
 
 
@@ -99,7 +100,8 @@ class Gallery:
     Raises:
       UserError: the file cannot be written.
     """
-    names = dict.fromkeys(name for item in self._items for name in item["maps"])
+    found = {name for item in self._items for name in item["maps"]}
+    names = [*(name for name in _VIEWS if name in found), *sorted(found - _VIEWS.keys())]
     heat = matplotlib.colormaps["inferno"](np.linspace(0, 1, _COLOURS), bytes=True)[:, :3]
     data = {
       "title": title,

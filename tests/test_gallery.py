@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -146,6 +147,17 @@ def test_maps_of_one_image_share_a_scale(elements):
   assert first[0, 1] == 255
   assert second[1, 0] == 128  # 0.4 of 0.8
   assert first.sum() == 255
+
+
+def test_maps_are_shown_in_one_order_whatever_that_of_the_predictor(tmp_path):
+  """A compiled function returns its dictionary sorted by name, the box map perhaps first."""
+  gallery = Gallery(_NAMES, box_map="a", expected=1)
+  grids = {name: np.ones((1, 2, 4), np.float32) for name in ("a", "class", "attention")}
+  prediction = dataclasses.replace(_prediction(0), grids=grids)
+  gallery.add("a", Image.new("RGB", (80, 40)), prediction, None)
+  gallery.write(tmp_path / "a.html", model="")
+  views = _data(_Elements((tmp_path / "a.html").read_text()))["views"]
+  assert [name for _, name, _ in views] == ["Attention", "Class map", "Box map"]
 
 
 def test_pictures_shrink_when_there_are_many():
