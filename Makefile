@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint venv venv-dev
+.PHONY: demo test test-parity lint venv venv-dev venv-parity
 
 demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
@@ -11,12 +11,16 @@ demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 test: venv-dev  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-parity: venv-parity  ## the same features as PyTorch's libraries compute; installs PyTorch
+	$(BIN)/python -m pytest -n 2 tests/parity
+
 lint: venv-dev  ## style and common mistakes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 venv: $(VENV)/installed
 venv-dev: $(VENV)/installed-dev
+venv-parity: $(VENV)/installed-parity
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,4 +29,9 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/installed-parity: requirements-parity.txt requirements-parity-alone.txt $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -r requirements-parity.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements-parity-alone.txt
 	touch $@
