@@ -86,7 +86,7 @@ class VisionTransformer(nnx.Module):
   a classifier that was trained on the class token does not fit it.
 
   For an image of another size than the learnt positions are for, these are resized: bicubic with
-  a = -0.75, not antialiased, as in transformers and torchvision (timm antialiases when shrinking).
+  a = -0.75, not antialiased, as in transformers and torchvision (timm antialiases, with a = -0.5).
 
   Attributes:
     stage_channels: channels of each stage map.
