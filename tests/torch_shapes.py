@@ -8,8 +8,9 @@ from saol_jax.model import Classifier
 from tests.backbones.numerics import SameKey, abstract
 
 
-def classifier(name, classes=1000):
-  backbone = abstract(name)
+def classifier(backbone, classes=1000):
+  """With GAP-FC only; `backbone` is a name, or a backbone with shapes in place of arrays."""
+  backbone = abstract(backbone) if isinstance(backbone, str) else backbone
   gap = nnx.eval_shape(lambda: GapFC(backbone.stage_channels[-1], classes, rngs=SameKey()))
   return Classifier(backbone, gap, None)
 

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from saol_jax.backbones import ConvNeXt
@@ -30,14 +29,17 @@ def tiny(**options):
   return ConvNeXt(DEPTHS, WIDTHS, rngs=nnx.Rngs(0), **options)
 
 
-def numpy_convnext(x, state, last_stride):
-  """Liu et al. 2022, from the parameters alone; the last map before the last norm."""
+def numpy_convnext(x, state):
+  """Liu et al. 2022, from the parameters alone; the last map before the last norm.
+
+  The last 2x2 convolution has stride 1, which is ours.
+  """
   x = numpy_layer_norm(numpy_patches(x, state, "stem"), state, "stem_norm")
   maps = []
   for stage, depth in enumerate(DEPTHS):
     if stage:
       x = numpy_layer_norm(x, state, f"downsample_norms/{stage - 1}")
-      if stage == 3 and last_stride == 1:
+      if stage == 3:
         padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
         kernel, bias = (state[f"downsamples/2/{name}"] for name in ("kernel", "bias"))
         h, w = x.shape[1:3]
@@ -56,11 +58,10 @@ def numpy_convnext(x, state, last_stride):
   return maps
 
 
-@pytest.mark.parametrize("last_stride", [1, 2])
-def test_equals_numpy(last_stride):
-  model = build(lambda: tiny(last_stride=last_stride))
+def test_equals_numpy():
+  model = build(lambda: tiny(last_stride=1))
   x, state = images(height=75, width=50), leaves(model)
-  *expected, last = numpy_convnext(x, state, last_stride)
+  *expected, last = numpy_convnext(x, state)
   *maps, got = forward(model, jnp.asarray(x), train=False)
   assert_maps_agree(maps, expected)
   # The reference's order: pool, then normalise.

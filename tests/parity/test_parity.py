@@ -4,6 +4,7 @@ Random weights and random statistics, so that nothing is hidden by a scale of 0 
 evaluation, on images that are not square.
 """
 
+import collections
 import functools
 import importlib.util
 
@@ -14,6 +15,7 @@ for _name in ("torch", "transformers", "timm"):
   if importlib.util.find_spec(_name) is None:
     pytest.skip(f"{_name} is not installed: make test-parity does it", allow_module_level=True)
 
+import torch  # noqa: E402
 import transformers  # noqa: E402
 
 from saol_jax.backbones import (  # noqa: E402
@@ -70,6 +72,21 @@ def test_resnet_of_transformers(bottleneck):
 )
 def test_resnet_of_timm(theirs, ours):
   compare(ours, timm.create_model(theirs), [f"layer{i}" for i in range(1, 5)])
+
+
+def test_densenet_of_timm():
+  names = [f"features.denseblock{i}" for i in (1, 2, 3)]
+  compare("densenet121", timm.create_model("densenet121"), [*names, "features.norm5"])
+
+
+def test_vgg_of_timm():
+  # Without its dense layers, and without the last convolution of ours, which it does not have.
+  features = collections.OrderedDict(features=timm.create_model("vgg16").features)
+  module, x = references.randomise(torch.nn.Sequential(features)), images(height=75, width=101)
+  maps, _ = references.theirs(module, x, [f"features.{i}" for i in (3, 8, 15, 22)])
+  got, _, _ = references.ours("vgg16_gap", module, x)
+  for mine, their in zip(got[:4], maps, strict=True):
+    references.assert_close(mine, their)
 
 
 def test_mobilenet_of_transformers():
