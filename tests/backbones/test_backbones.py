@@ -11,6 +11,7 @@ from saol_jax.backbones.resnet import ResidualBlock, ResNet, bottleneck_plan
 from saol_jax.backbones.wide_resnet import PreActivationResNet
 from saol_jax.errors import UserError
 from saol_jax.norm import GhostBatchNorm
+from tests.backbones.counts import PARAMETERS
 from tests.backbones.numerics import (
   abstract,
   assert_gradient_reaches_every_parameter,
@@ -29,92 +30,45 @@ from tests.backbones.numerics import (
   unused_parameters,
 )
 
-# (classes, parameters of backbone and GAP-FC). ImageNet: torchvision's published counts, and timm's
-# for resnet200 and resnext101_32x4d. wrn_28_10: 36.5 M in Zagoruyko & Komodakis 2016. The networks
-# for CIFAR are derived again in the tests of their families; resnet8 is 3*3*3*32 + 18560 + 57568 +
-# 73984 + 128 by hand, for the stem, the blocks and the final norm.
-PARAMETERS = {
-  "convnext_small": (1000, 50_223_688),
-  "convnext_tiny": (1000, 28_589_128),
-  "densenet121": (1000, 7_978_856),
-  "densenet_bc_100_12": (10, 769_162),  # 0.8 M in Huang et al. 2017
-  "nasnet_mobile": (1000, 5_289_978),  # Cadene's, and the trainable ones of Keras
-  "pyramidnet110_a64": (100, 1_725_300),  # 1.7 M in Yun et al. 2019
-  "pyramidnet200_a240": (10, 26_752_702),  # 26.8 M in Han et al. 2017
-  "efficientnet_b0": (1000, 5_288_548),
-  "efficientnet_b1": (1000, 7_794_184),
-  "efficientnet_b2": (1000, 9_109_994),
-  "efficientnet_b3": (1000, 12_233_232),
-  "efficientnet_b4": (1000, 19_341_616),
-  "mobilenet_v2": (1000, 3_504_872),
-  "resnet8": (100, 151_072 + 6_500),
-  "resnet18": (1000, 11_689_512),
-  "resnet34": (1000, 21_797_672),
-  "resnet50": (1000, 25_557_032),
-  "resnet50_dcn": (1000, 25_557_032 + 871_263),  # see test_deformable.py
-  "resnet101": (1000, 44_549_160),
-  "resnet152": (1000, 60_192_808),
-  "resnet200": (1000, 64_673_832),
-  "resnet20": (10, 269_722),  # 0.27 M in He et al. 2016
-  "resnet56": (10, 853_018),  # 0.85 M
-  "resnet110": (10, 1_727_962),  # 1.7 M
-  "resnext29_8x64d": (10, 34_426_698),  # 34.4 M in Xie et al. 2017
-  "resnext50_32x4d": (1000, 25_028_904),
-  "resnext101_32x4d": (1000, 44_177_704),
-  # 14,714,688 in torchvision's features, then 9 * 512 * 1024 + 1024 for the last convolution.
-  "vgg16_gap": (1000, 14_714_688 + 4_719_616 + 1_025_000),
-  "wide_resnet50_2": (1000, 68_883_240),
-  "tf_efficientnet_b0": (1000, 5_288_548),
-  "tf_efficientnet_b1": (1000, 7_794_184),
-  "tf_efficientnet_b2": (1000, 9_109_994),
-  "tf_efficientnet_b3": (1000, 12_233_232),
-  "tf_efficientnet_b4": (1000, 19_341_616),
-  "tf_mobilenet_v2": (1000, 3_504_872),
-  "vit_base_16": (1000, 86_567_656),
-  "vit_small_16": (1000, 22_050_664),  # timm's
-  "wrn_16_4": (100, 2_772_020),
-  "wrn_28_10": (100, 36_536_884),
-  "wrn_40_2": (100, 2_255_156),
-}
 # Channels and strides of the stages, from the papers' tables.
 STAGES = {
   "convnext_small": ((96, 192, 384, 768), (4, 8, 16, 32)),
   "convnext_tiny": ((96, 192, 384, 768), (4, 8, 16, 32)),
   "densenet121": ((256, 512, 1024, 1024), (4, 8, 16, 32)),
   "densenet_bc_100_12": ((216, 300, 342), (1, 2, 4)),
-  "nasnet_mobile": ((44, 264, 528, 1056), (4, 8, 16, 32)),
-  "pyramidnet110_a64": ((148, 236, 320), (1, 2, 4)),
-  "pyramidnet200_a240": ((384, 704, 1024), (1, 2, 4)),
   "efficientnet_b0": ((24, 40, 112, 1280), (4, 8, 16, 32)),
   "efficientnet_b1": ((24, 40, 112, 1280), (4, 8, 16, 32)),
   "efficientnet_b2": ((24, 48, 120, 1408), (4, 8, 16, 32)),
   "efficientnet_b3": ((32, 48, 136, 1536), (4, 8, 16, 32)),
   "efficientnet_b4": ((32, 56, 160, 1792), (4, 8, 16, 32)),
   "mobilenet_v2": ((24, 32, 96, 1280), (4, 8, 16, 32)),
+  "nasnet_mobile": ((44, 264, 528, 1056), (4, 8, 16, 32)),
+  "pyramidnet110_a64": ((148, 236, 320), (1, 2, 4)),
+  "pyramidnet200_a240": ((384, 704, 1024), (1, 2, 4)),
   "resnet8": ((32, 64, 64), (2, 4, 4)),
   "resnet18": ((64, 128, 256, 512), (4, 8, 16, 32)),
+  "resnet20": ((16, 32, 64), (1, 2, 4)),
   "resnet34": ((64, 128, 256, 512), (4, 8, 16, 32)),
   "resnet50": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnet50_dcn": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "resnet56": ((16, 32, 64), (1, 2, 4)),
   "resnet101": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
+  "resnet110": ((16, 32, 64), (1, 2, 4)),
   "resnet152": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnet200": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
-  "resnet20": ((16, 32, 64), (1, 2, 4)),
-  "resnet56": ((16, 32, 64), (1, 2, 4)),
-  "resnet110": ((16, 32, 64), (1, 2, 4)),
   "resnext29_8x64d": ((256, 512, 1024), (1, 2, 4)),
   "resnext50_32x4d": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "resnext101_32x4d": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
-  "vgg16_gap": ((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)),
-  "wide_resnet50_2": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "tf_efficientnet_b0": ((24, 40, 112, 1280), (4, 8, 16, 32)),
   "tf_efficientnet_b1": ((24, 40, 112, 1280), (4, 8, 16, 32)),
   "tf_efficientnet_b2": ((24, 48, 120, 1408), (4, 8, 16, 32)),
   "tf_efficientnet_b3": ((32, 48, 136, 1536), (4, 8, 16, 32)),
   "tf_efficientnet_b4": ((32, 56, 160, 1792), (4, 8, 16, 32)),
   "tf_mobilenet_v2": ((24, 32, 96, 1280), (4, 8, 16, 32)),
+  "vgg16_gap": ((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16)),
   "vit_base_16": ((768, 768, 768), (16, 16, 16)),
   "vit_small_16": ((384, 384, 384), (16, 16, 16)),
+  "wide_resnet50_2": ((256, 512, 1024, 2048), (4, 8, 16, 32)),
   "wrn_16_4": ((64, 128, 256), (1, 2, 4)),
   "wrn_28_10": ((160, 320, 640), (1, 2, 4)),
   "wrn_40_2": ((32, 64, 128), (1, 2, 4)),

@@ -5,12 +5,12 @@ from flax import nnx
 
 from saol_jax.backbones.cifar_resnet import CifarResNet
 from saol_jax.backbones.resnet import basic_plan, bottleneck_plan
+from tests.backbones.counts import counted
 from tests.backbones.numerics import (
   abstract,
   assert_maps_agree,
   assert_trains,
   build,
-  count,
   forward,
   images,
   leaves,
@@ -80,7 +80,7 @@ def test_resnet_counts_by_arithmetic(depth):
     for _ in range((depth - 2) // 6):
       total += 9 * channels * width + 9 * width * width + 4 * width
       channels = width
-  assert count(abstract(f"resnet{depth}")) == total
+  assert counted(f"resnet{depth}", channels) == total
 
 
 def test_resnext_count_by_arithmetic():
@@ -91,7 +91,7 @@ def test_resnext_count_by_arithmetic():
     for _ in range(3):
       total += channels * inner + 9 * inner * inner // 8 + inner * width + 4 * inner + 2 * width
       channels = width
-  assert count(abstract("resnext29_8x64d")) == total
+  assert counted("resnext29_8x64d", channels) == total
 
 
 def test_torchvision_bottlenecks_are_grouped_and_wider():

@@ -6,12 +6,11 @@ import pytest
 from flax import nnx
 
 from saol_jax.backbones.densenet import DenseNet
+from tests.backbones.counts import counted
 from tests.backbones.numerics import (
-  abstract,
   assert_maps_agree,
   assert_trains,
   build,
-  count,
   forward,
   images,
   leaves,
@@ -75,4 +74,4 @@ def test_cifar_count_by_arithmetic():
       inner = 4 * growth
       total += 2 * channels + channels * inner + 2 * inner + 9 * inner * growth
       channels += growth
-  assert count(abstract("densenet_bc_100_12")) == total + 2 * channels
+  assert counted("densenet_bc_100_12", channels) == total + 2 * channels
