@@ -1,73 +1,30 @@
 """Command line: `python main.py --config=configs/NAME.py[:ARGS] --workdir=DIR [--mode=MODE]`."""
 
 import functools
+import importlib
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from saol_jax import command_line
+from saol_jax import command_line, distributed
 
 FLAGS = flags.FLAGS
 
-
-def train() -> None:
-  from saol_jax.train import train_and_evaluate
-
-  train_and_evaluate(FLAGS.config, FLAGS.workdir)
-
-
-def evaluate() -> None:
-  from saol_jax.evaluate import evaluate_workdir
-
-  evaluate_workdir(FLAGS.config, FLAGS.workdir)
-
-
-def localize() -> None:
-  from saol_jax.localize import localize_workdir
-
-  localize_workdir(FLAGS.config, FLAGS.workdir)
-
-
-def predict() -> int:
-  from saol_jax.predict import predict_command
-
-  return predict_command(FLAGS.workdir, FLAGS.images, output=FLAGS.output, top_k=FLAGS.top_k)
-
-
-def export() -> None:
-  from saol_jax.export import export_command
-
-  export_command(
-    FLAGS.workdir,
-    FLAGS.output,
-    checkpoint=FLAGS.checkpoint,
-    weights=FLAGS.weights,
-    fuse=FLAGS.fuse,
-  )
-
-
-def list_models() -> None:
-  from saol_jax.model_list import list_command
-
-  list_command(FLAGS.backbones)
-
-
-def inspect() -> None:
-  from saol_jax.inspect_data import inspect_workdir
-
-  inspect_workdir(FLAGS.config, FLAGS.workdir)
-
-
-# Mode -> what it does, and the flags that it cannot do without.
+# Mode -> the function that does it, its arguments, and options that it also takes: all flags.
 MODES = {
-  "train": (train, ("config", "workdir")),
-  "evaluate": (evaluate, ("config", "workdir")),
-  "inspect": (inspect, ("config", "workdir")),
-  "localize": (localize, ("config", "workdir")),
-  "predict": (predict, ("workdir", "images")),  # no config: the workdir knows its own
-  "export": (export, ("workdir",)),  # likewise
-  "list": (list_models, ()),
+  "train": ("saol_jax.train.train_and_evaluate", ("config", "workdir"), ()),
+  "evaluate": ("saol_jax.evaluate.evaluate_workdir", ("config", "workdir"), ()),
+  "inspect": ("saol_jax.inspect_data.inspect_workdir", ("config", "workdir"), ()),
+  "localize": ("saol_jax.localize.localize_workdir", ("config", "workdir"), ()),
+  "predict": ("saol_jax.predict.predict_command", ("workdir", "images"), ("output", "top_k")),
+  "export": (
+    "saol_jax.export.export_command",
+    ("workdir",),
+    ("output", "checkpoint", "weights", "fuse"),
+  ),
+  "list": ("saol_jax.model_list.list_command", ("backbones",), ()),
 }
+SEVERAL_PROCESSES = ("train", "evaluate")
 
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
 flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
@@ -79,16 +36,34 @@ flags.DEFINE_string("backbones", "*", "For list: a pattern of names, such as 're
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For export: which one.")
 flags.DEFINE_enum("weights", "auto", ["auto", "raw", "ema"], "For export: auto: ema if kept.")
 flags.DEFINE_bool("fuse", False, "For export: fold batch norms into convolutions.")
+flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
+flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+flags.DEFINE_integer("process_id", None, "Several processes: which one this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
   """Runs the mode; ends the process with the exit code of `saol_jax.errors`."""
   del argv
-  command_line.run(MODES[FLAGS.mode][0])
+  command_line.run(run_mode, join if FLAGS.mode in SEVERAL_PROCESSES else None)
+
+
+def run_mode() -> object:
+  """What --mode says; whatever it needs is imported only now."""
+  path, arguments, options = MODES[FLAGS.mode]
+  module, _, name = path.rpartition(".")
+  function = getattr(importlib.import_module(module), name)
+  return function(
+    *(FLAGS[name].value for name in arguments), **{name: FLAGS[name].value for name in options}
+  )
+
+
+def join() -> None:
+  """Makes one run of several processes."""
+  distributed.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
 
 
 if __name__ == "__main__":
-  needed = {mode: flags for mode, (_, flags) in MODES.items()}
+  needed = {mode: arguments for mode, (_, arguments, _) in MODES.items()}
   app.run(
     main, flags_parser=functools.partial(command_line.parse_flags, values=FLAGS, needed=needed)
   )

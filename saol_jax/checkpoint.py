@@ -4,7 +4,7 @@ import errno
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from saol_jax.checksums import checksums, wrong_checksum
+from saol_jax.distributed import is_main_process, wait_for_all
 from saol_jax.errors import UserError
 from saol_jax.train_step import TrainState
 
@@ -157,6 +158,12 @@ class Checkpoints:
     logger.warning("DAMAGED CHECKPOINT: going on from the one before, step %d", used)
     if self._read_only:
       return
+    if is_main_process():
+      self._move_away(damaged)
+    wait_for_all("damaged checkpoints are moved")
+    self._manager.reload()
+
+  def _move_away(self, damaged: Iterable[int]) -> None:
     self._set_aside.mkdir(exist_ok=True)
     for step in damaged:
       target = self._set_aside / str(step)
@@ -166,7 +173,6 @@ class Checkpoints:
         target = self._set_aside / f"{step}-{number}"
       shutil.move(self._directory / str(step), target)
       logger.warning("DAMAGED CHECKPOINT: moved step %d to %s", step, target)
-    self._manager.reload()
 
   def _check_space(self, state: TrainState) -> None:
     """Raises OSError where the disk cannot take the state: better now than half-way."""

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+import jax
 from absl import flags
 
-from saol_jax import console, errors
+from saol_jax import console, distributed, errors
 
 # What a flag is for, said where it is missing.
 _FLAG_HELP = {
@@ -17,6 +18,10 @@ _FLAG_HELP = {
   "workdir": "the folder of the run",
   "images": "a file, a folder, or a pattern in quotes",
 }
+_PEER_LOST = (
+  "another process of this run is gone, or the network between them. Start all processes again "
+  "with the same command: the run goes on from its newest checkpoint"
+)
 
 
 def parse_flags(
@@ -51,25 +56,43 @@ def parse_flags(
   return rest
 
 
-def run(function: Callable[[], int | None]) -> None:
+def run(function: Callable[[], object], join: Callable[[], None] | None = None) -> None:
   """Calls a function as a program: progress on stdout, one message for what a user can mend.
 
-  Ends the process with the code that the function returns, or with that of `saol_jax.errors`.
+  Ends the process with the exit code that the function returns, if that is what it returns, or
+  with that of `saol_jax.errors`.
+
+  Args:
+    function: the program.
+    join: makes one run of several processes, for programs that can do that; the first one speaks.
   """
   console.set_up()
+  who = ""
   try:
-    code = function() or 0
+    if join is not None:
+      join()
+      if jax.process_count() > 1:
+        who = f"process {jax.process_index()}: "
+        console.set_up(speak=distributed.is_main_process())
+    result = function()
+    code = result if isinstance(result, int) else 0
   except (errors.UserError, errors.DivergedError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"{who}error: {error}", file=sys.stderr)
     code = error.code
   except OSError as error:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
       raise
-    print(f"error: {error}; the checkpoints saved so far are intact", file=sys.stderr)
+    print(f"{who}error: {error}; the checkpoints saved so far are intact", file=sys.stderr)
     code = errors.UserError.code
   except errors.Stopped as stopped:
-    print(f"{stopped} Run the same command again to go on.", file=sys.stderr)
+    print(f"{who}{stopped} Run the same command again to go on.", file=sys.stderr)
+    distributed.leave_processes()  # all stop at the same step
     code = stopped.code
+  except jax.errors.JaxRuntimeError as error:
+    if not who:
+      raise
+    print(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
+    code = errors.PEER_LOST
   if code:
     # A compilation may still be going on in a thread, which would keep a normal exit waiting.
     sys.stdout.flush()

@@ -1,10 +1,88 @@
-"""Devices: one mesh axis, `data`; the batch is split over it, everything else is replicated."""
+"""Processes and devices: one mesh axis, `data`; the batch is split over it, the rest replicated."""
 
+import importlib.util
+import itertools
+import os
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from saol_jax.errors import UserError
+
+# Launchers that tell each process how many there are, see `join_processes`.
+_LAUNCHERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+_BARRIER_SECONDS = 3600
+_places = itertools.count()  # barriers have names of their own
+_HEARTBEAT_SECONDS = 60  # a process that was silent for so long is taken for dead
+
+
+def join_processes(
+  coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+  """Makes one run of the processes that were started with the same command.
+
+  Without arguments the other processes are found where JAX can find them: on TPU pods, and under
+  SLURM (srun) and Open MPI (mpirun) with more than one task. Elsewhere each process is told.
+  Nothing may have used a device before.
+
+  Args:
+    coordinator: `HOST:PORT` of process 0, which all others must be able to reach.
+    num_processes: how many there are.
+    process_id: which one this is, from 0.
+
+  Raises:
+    UserError: some of the three are missing or out of range, or the others cannot be found.
+  """
+  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  missing = [f"--{name}" for name, value in given.items() if value is None]
+  if 0 < len(missing) < len(given):
+    raise UserError(
+      f"{', '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
+    )
+  if missing and not _started_by_a_launcher():
+    return
+  try:
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
+  except (ValueError, TypeError, RuntimeError) as error:
+    raise UserError(
+      f"The processes of this run did not find each other: {error}. Start all of them within 5 "
+      "minutes, with the same --coordinator=HOST:PORT and --num_processes, and each with its own "
+      "--process_id from 0; the port must be reachable"
+    ) from error
+
+
+def leave_processes() -> None:
+  """Ends what `join_processes` began, once all processes are here; needed before `os._exit`."""
+  if jax.process_count() > 1:
+    jax.distributed.shutdown()
+
+
+def is_main_process() -> bool:
+  """Whether this is the process that writes and talks."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+  """Returns once every process has come to this place.
+
+  It waits far longer than collectives on the devices do: hosts may need minutes to compile.
+  """
+  if jax.process_count() > 1:
+    from orbax.checkpoint import multihost
+
+    key = f"saol_jax {next(_places)}: {what}"
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _BARRIER_SECONDS)
+
+
+def _started_by_a_launcher() -> bool:
+  if any(int(os.environ.get(name, 1)) > 1 for name in _LAUNCHERS.values()):
+    return True
+  on_tpu = importlib.util.find_spec("libtpu") is not None
+  return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
 
 def data_mesh() -> Mesh:

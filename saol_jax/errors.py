@@ -2,8 +2,11 @@
 
 2   bad input, or a disk or folder that cannot be used
 3   a loss or gradient was not finite
+69  another process of the run is gone: start all again
 75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
 """
+
+PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 class UserError(Exception):

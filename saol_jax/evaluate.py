@@ -15,6 +15,7 @@ from saol_jax.class_report import Sums, write_class_report
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import padded_batches
+from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 from saol_jax.metrics import classification_scores
@@ -123,8 +124,9 @@ def evaluate_workdir(
   logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
   results, sums = evaluate(experiment, state, source, split)
   path = workdir / f"evaluation_{split}_{wanted}.json"
-  path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
-  report_classes(experiment, sums, path.with_suffix(""), split, int(state.step))
+  if is_main_process():
+    path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+    report_classes(experiment, sums, path.with_suffix(""), split, int(state.step))
   logger.info("%s\nwritten to %s and %s/", describe(results), path, path.with_suffix(""))
   return results
 

@@ -29,7 +29,7 @@ from saol_jax.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
-_OF_BATCH = ("image", "label", "mask", "replaced")  # what the steps need
+_OF_BATCH = ("image", "label", "mask", "replaced", "stop")  # what the steps need
 
 
 class Experiment:
@@ -146,6 +146,7 @@ class Experiment:
     state = self.abstract_state()
     shapes = {"image": (self.train.image_shape, jnp.uint8), "label": ((), jnp.int32)}
     replaced = {"replaced": ((), jnp.float32)} if self.config.data.image_size else {}
+    stop = {"stop": ((), jnp.float32)} if jax.process_count() > 1 else {}
     mask = {"mask": ((), jnp.float32)}
 
     def abstract(size: int, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -155,7 +156,7 @@ class Experiment:
         for name, (shape, dtype) in fields.items()
       }
 
-    batch = abstract(self.config.batch_size, shapes | replaced)
+    batch = abstract(self.config.batch_size, shapes | replaced | stop)
     eval_batch = abstract(self.eval_batch_size, shapes | mask)
     self.train_step = self.train_step.lower(state, batch).compile()
     self.eval_step = self.eval_step.lower(state.variables, eval_batch).compile()

@@ -16,6 +16,9 @@ from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
 
+# What these commands are for needs no more than one process.
+_OF_PROCESSES = ("--coordinator=", "--num_processes=", "--process_id=")
+
 
 def finish(
   experiment: Experiment,
@@ -78,7 +81,8 @@ def _next_commands(workdir: pathlib.Path, with_boxes: bool) -> list[tuple[str, s
   """What to try after this run, as commands to copy; none where it was not started by main.py."""
   if pathlib.Path(sys.argv[0]).name != "main.py":
     return []
-  same = shlex.join([_python(), *sys.argv])
+  ours = [part for part in sys.argv if not part.startswith(_OF_PROCESSES)]
+  same = shlex.join([_python(), *ours])
   commands = [
     ("evaluate the best checkpoint", f"{same} --mode=evaluate --config.evaluate.checkpoint=best")
   ]

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from saol_jax.data import DatasetInfo
+from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 
@@ -36,6 +37,8 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   """
   info = experiment.info
   check_classes(info, workdir)
+  if not is_main_process():
+    return
   card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
   path = pathlib.Path(workdir) / _MODEL_JSON
   try:

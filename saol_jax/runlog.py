@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from saol_jax.distributed import is_main_process
 from saol_jax.tensorflow_cpu import import_tensorflow
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 class RunLog:
   """Appends one JSON object a line, key `step`, to `workdir/metrics.jsonl`.
+
+  Of several processes the first one writes; `records` are the same in all.
 
   Keys under `time/` depend on the machine; all others are a pure function of the config.
   """
@@ -28,6 +31,9 @@ class RunLog:
     self._path = workdir / "metrics.jsonl"
     found = read_records(self._path)
     self.records = [record for record in found if record["step"] <= step]
+    self._file = self._tensorboard = None
+    if not is_main_process():
+      return
     temporary = self._path.with_suffix(".jsonl.tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
     os.replace(temporary, self._path)
@@ -38,8 +44,9 @@ class RunLog:
     """Appends a line."""
     record = {"step": step, **values}
     self.records.append(record)
-    self._file.write(json.dumps(record) + "\n")
-    self._file.flush()
+    if self._file is not None:
+      self._file.write(json.dumps(record) + "\n")
+      self._file.flush()
     if self._tensorboard is not None:
       self._tensorboard.write_scalars(step, dict(values))
       self._tensorboard.flush()
@@ -52,7 +59,8 @@ class RunLog:
 
   def close(self) -> None:
     """Closes the files."""
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
 

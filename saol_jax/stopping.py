@@ -2,9 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import TypeVar
+
+import jax
+import numpy as np
 
 from saol_jax.errors import Stopped
 
@@ -12,10 +15,17 @@ T = TypeVar("T")
 
 
 class StopRequest:
-  """Inside `with`, SIGTERM and SIGINT only set a flag; a second SIGINT interrupts at once."""
+  """Inside `with`, SIGTERM and SIGINT only set a flag; a second SIGINT interrupts at once.
+
+  Several processes stop after the same step, or one would wait for the others' part of it for
+  ever. A request to any of them travels as a vote inside the batch; the sum that the step returns
+  is the same everywhere. Until then nothing is interrupted.
+  """
 
   def __init__(self):
+    self._alone = jax.process_count() == 1
     self._event = threading.Event()
+    self._agreed = False
     self._previous = {}
 
   def __enter__(self) -> "StopRequest":
@@ -38,14 +48,25 @@ class StopRequest:
     """Asks for the stop, as a signal does."""
     self._event.set()
 
+  def vote(self, size: int) -> dict[str, np.ndarray]:
+    """A field for this process's part of a batch: `stop` (size,) float32; none if it is alone."""
+    if self._alone:
+      return {}
+    return {"stop": np.full(size, self._event.is_set(), np.float32)}
+
+  def count(self, metrics: Mapping[str, jax.Array]) -> None:
+    """Takes note of the votes in the metrics of a finished step."""
+    if not self._alone:
+      self._agreed = self._agreed or float(metrics["stop"]) > 0
+
   @property
   def requested(self) -> bool:
-    """Whether a stop was asked for."""
-    return self._event.is_set()
+    """Whether a stop was asked for, and all processes know."""
+    return self._event.is_set() if self._alone else self._agreed
 
   def check(self) -> None:
     """Raises Stopped if a stop was asked for."""
-    if self.requested:
+    if self._alone and self.requested:
       raise Stopped("Stopped; what was done so far is saved.")
 
   def run(self, function: Callable[[], T]) -> T:

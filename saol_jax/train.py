@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -18,7 +19,7 @@ from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
-from saol_jax.distributed import replicated
+from saol_jax.distributed import is_main_process, replicated, wait_for_all
 from saol_jax.errors import DivergedError, Stopped, UserError
 from saol_jax.evaluate import describe, evaluate, report_classes
 from saol_jax.experiment import Experiment
@@ -75,12 +76,14 @@ def train_and_evaluate(
     started = time.monotonic()
     stop.run(experiment.compile)
     logger.info("Compiled in %.0f s", time.monotonic() - started)
+    wait_for_all("compiled")
 
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
     run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
     checkpoints.wait()
-    logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
+    if is_main_process():
+      logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
     return state
 
 
@@ -112,12 +115,15 @@ class _Run:
       self.experiment.train, config.batch_size, config.seed, **self.experiment.my_part
     )
     numbers = range(first_step, last_step)
+    votes = functools.partial(self.stop.vote, config.batch_size // jax.process_count())
     in_flight = collections.deque()
 
     def due(every: int) -> bool:
       return step > 0 and (step % every == 0 or step == last_step)
 
-    with contextlib.closing(prefetch(lambda k: self.experiment.put(loader[k]), numbers)) as batches:
+    with contextlib.closing(
+      prefetch(lambda k: self.experiment.put(loader[k] | votes()), numbers)
+    ) as batches:
       while True:
         if due(config.log_every_steps) and step > first_step:
           state = _log_progress(self.experiment, state, self.log, chrono)
@@ -138,9 +144,9 @@ class _Run:
           return state
         state, metrics = self.experiment.train_step(state, self._next(batches, state, chrono))
         step += 1
-        in_flight.append(metrics["loss"])
+        in_flight.append(metrics)
         if len(in_flight) > _STEPS_IN_FLIGHT:
-          in_flight.popleft().block_until_ready()
+          self.stop.count(jax.block_until_ready(in_flight.popleft()))
 
   def _next(self, batches: Iterator, state: TrainState, chrono: Chrono) -> dict[str, jax.Array]:
     """The next batch; what is trained so far is saved if the data cannot be read any more."""

@@ -172,15 +172,16 @@ def make_train_step(
   """The jitted step `(state, batch) -> (next state, metrics of this step)`.
 
   It donates the state: the old one cannot be used again. The batch holds `image` (B, H, W, 3) uint8
-  and `label` (B,) int32, and for encoded images `replaced` (B,) float32, split over the mesh. The
-  metrics are the batch's means, `replaced` its sum.
+  and `label` (B,) int32, for encoded images `replaced` (B,) float32, and where there are several
+  processes `stop` (B,) float32, split over the mesh. The metrics are the batch's means, but of
+  these two the sums.
   """
   gradient_fn = jax.grad(make_loss_fn(config, model), has_aux=True)
   parts, chunk = config.optimizer.accumulate, examples_kept_together(config)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     key_augment, key_cutmix, key_dropout = step_keys(state.key, state.step)
-    replaced = batch.get("replaced")
+    counted = {name: batch[name].sum() for name in ("replaced", "stop") if name in batch}
     batch = prepare_batch(config, info, mesh, batch, key_augment, key_cutmix)
     params, batch_stats = state.variables.params, state.variables.batch_stats
     gradients, (batch_stats, values) = mean_over_parts(
@@ -195,8 +196,7 @@ def make_train_step(
 
     step = state.step + 1
     values["gradient"] = optax.tree.norm(gradients)
-    if replaced is not None:
-      values["replaced"] = replaced.sum()
+    values |= counted
     state = state.replace(
       step=step,
       variables=variables,

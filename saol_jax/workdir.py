@@ -6,6 +6,7 @@ import pathlib
 import ml_collections
 
 from saol_jax.config import differences
+from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 
 
@@ -43,6 +44,8 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     UserError: it belongs to a run with another config, or cannot be written.
   """
   check_config(config, workdir)
+  if not is_main_process():
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"

@@ -1,0 +1,86 @@
+"""Restarts a training command that crashed, as long as it makes progress.
+
+  python scripts/supervise.py --workdir=DIR -- python main.py --config=... --workdir=DIR
+
+A run goes on from its newest checkpoint whenever its command is started again; this does that. It
+ends with the command's own exit code when the command
+
+  - ended well, or was asked to stop (0, 75);
+  - said that a person has to mend something (2: bad input or a full disk, 3: loss not finite);
+  - ended --give_up_after times in a row (3) without a newer checkpoint than before.
+
+SIGTERM and Ctrl-C are passed on to the command, which saves and leaves with 75.
+"""
+
+import argparse
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+_FINAL = (0, 2, 3, 75)  # exit codes, see saol_jax/errors.py
+
+
+def newest_checkpoint(workdir: pathlib.Path) -> int:
+  """Step of the newest checkpoint in a workdir; -1 without any."""
+  names = [path.name for path in workdir.glob("checkpoints/*")]
+  return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+def supervise(
+  command: list[str], workdir: pathlib.Path, *, give_up_after: int, pause: float
+) -> int:
+  """Runs a command until one of the reasons above ends it; returns its exit code."""
+  process: subprocess.Popen | None = None
+  stopping = False
+
+  def pass_on(number, frame) -> None:
+    nonlocal stopping
+    stopping = True
+    if process is not None:
+      process.send_signal(number)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, pass_on)
+  in_vain = 0
+  while True:
+    before = newest_checkpoint(workdir)
+    process = subprocess.Popen(command)
+    code = process.wait()
+    if code in _FINAL or stopping:
+      return code
+    step = newest_checkpoint(workdir)
+    in_vain = 0 if step > before else in_vain + 1
+    if in_vain == give_up_after:
+      _say(f"ended with code {code}, {in_vain} times without a newer checkpoint: giving up")
+      return code
+    _say(f"ended with code {code}; its newest checkpoint is step {step}; starting it again")
+    time.sleep(pause)
+    if stopping:
+      return code
+
+
+def _say(text: str) -> None:
+  print(f"supervise: the command {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the run")
+  parser.add_argument("--give_up_after", type=int, default=3, help="crashes without progress")
+  parser.add_argument("--pause", type=float, default=5.0, help="seconds before a restart")
+  parser.add_argument("command", nargs="+", help="after --")
+  options = parser.parse_args()
+  sys.exit(
+    supervise(
+      options.command, options.workdir, give_up_after=options.give_up_after, pause=options.pause
+    )
+  )
+
+
+if __name__ == "__main__":
+  main()
