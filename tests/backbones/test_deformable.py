@@ -97,6 +97,23 @@ def test_sampling_and_its_slopes_equal_finite_differences(place):
   np.testing.assert_allclose(dx, share, atol=1e-5)
 
 
+def primitives(jaxpr):
+  for equation in jaxpr.eqns:
+    inner = [value.jaxpr for value in equation.params.values() if hasattr(value, "jaxpr")]
+    for part in inner:
+      yield from primitives(part)
+    if not inner:
+      yield equation.primitive.name
+
+
+def test_sampling_is_four_gathers_of_fixed_shape():
+  # What accelerators compile well: no loop, no sort, nothing whose shape depends on the offsets.
+  layer = build(lambda: DeformableConv(3, 4, rngs=nnx.Rngs(0)))
+  names = list(primitives(jax.make_jaxpr(layer)(jnp.asarray(maps())).jaxpr))
+  assert names.count("gather") == 4
+  assert not {"while", "scan", "sort", "cond"} & set(names)
+
+
 def test_training():
   assert_trains(
     lambda **options: ResNet(
