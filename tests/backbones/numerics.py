@@ -34,18 +34,31 @@ def abstract(name, **options):
 
 @functools.cache
 def traced(model, height, width):
-  """What an evaluation of two images computes, and the shapes of the maps; nothing is compiled."""
+  """What an evaluation of two images computes, to statistics and maps, and the shapes of these.
+
+  Nothing is compiled.
+  """
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
 
   def run(params, rest, images):
-    return nnx.merge(graph, params, rest)(images, train=False)
+    model = nnx.merge(graph, params, rest)
+    maps = model(images, train=False)
+    return nnx.state(model, nnx.BatchStat), maps
 
   return jax.make_jaxpr(run, return_shape=True)(params, rest, images)
 
 
 def map_shapes(model, height, width):
-  return traced(model, height, width)[1]
+  _, (_, maps) = traced(model, height, width)
+  return maps
+
+
+def changes_statistics(model, height, width):
+  """Whether an evaluation gives any statistic another value than it has."""
+  jaxpr, (statistics, _) = traced(model, height, width)
+  outputs = jaxpr.jaxpr.outvars[: len(jax.tree.leaves(statistics))]
+  return not set(outputs) <= set(jaxpr.jaxpr.invars)
 
 
 def unused_parameters(model, height, width):

@@ -17,6 +17,7 @@ from tests.backbones.numerics import (
   assert_gradient_reaches_every_parameter,
   assert_maps_agree,
   build,
+  changes_statistics,
   count,
   forward,
   images,
@@ -163,6 +164,11 @@ def test_stage_shapes(name):
 @every_backbone
 def test_the_last_map_depends_on_every_parameter(name):
   assert unused_parameters(abstract(name), 75, 97) == []
+
+
+@every_backbone
+def test_evaluation_leaves_the_statistics_alone(name):
+  assert not changes_statistics(abstract(name), 75, 97)
 
 
 def other_stride(name):
