@@ -1,8 +1,5 @@
 """`--mode=localize`: how well each kind of map finds the object, as a table, a file and a plot."""
 
-import concurrent.futures
-import functools
-import itertools
 import json
 import logging
 import os
@@ -32,7 +29,7 @@ from saol_jax.model_card import check_classes
 from saol_jax.report import DPI, GREY, INK, PALE, save
 from saol_jax.train_step import head_log_probs
 from saol_jax.workdir import check_config
-from saol_jax.wsol import THRESHOLDS, BoxScores, Overlaps, PixelScores, overlaps, pixel_counts
+from saol_jax.wsol import THRESHOLDS, BoxScores, PixelScores, overlaps, pixel_counts
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +154,8 @@ def map_scores(
 ) -> tuple[dict[str, BoxScores], dict[str, PixelScores]]:
   """Scores the maps of the true class, at the size of the image.
 
-  Memory does not grow with the number of examples. OpenCV's contours, which take most of the time
-  of large images, are found on all cores.
+  Memory does not grow with the number of examples. Of large images the contours take most of the
+  time, on one core: threads that share the interpreter find them no faster.
 
   Args:
     experiment: of the run.
@@ -175,40 +172,26 @@ def map_scores(
   predict = _make_predict(experiment, names)
   boxes, pixels = {name: BoxScores() for name in names}, {}
   done, last_line = 0, time.monotonic()
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for batch in padded_batches(source, experiment.eval_batch_size, places):
-      put = experiment.put(batch)
-      maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
-      real = np.flatnonzero(batch["mask"])
-      scored = pool.map(
-        functools.partial(_score_image, size=batch["image"].shape[1:3]),
-        ({name: maps[name][index] for name in names} for index in real),
-        batch["box"][real],
-        batch["object_mask"][real] if "object_mask" in batch else itertools.repeat(None),
-      )
-      for index, image_scores in zip(real, scored, strict=True):
-        for name, (ious, counts) in image_scores.items():
-          rank = ranks[explain.head_of(name)][index]
-          boxes[name].add_overlaps(ious, top1=rank < 1, top5=rank < 5)
-          if counts is not None:
-            pixels.setdefault(name, PixelScores()).add_counts(counts)
-        done += 1
-        if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-          last_line = time.monotonic()
-          share = 100 * done / len(places)
-          logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
+  for batch in padded_batches(source, experiment.eval_batch_size, places):
+    put = experiment.put(batch)
+    maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
+    size = batch["image"].shape[1:3]
+    for index in np.flatnonzero(batch["mask"]):
+      for name in names:
+        # One at a time: a batch of maps at the size of the image need not fit into memory.
+        large = localization.normalise(localization.resize_maps(maps[name][index], size))
+        rank = ranks[explain.head_of(name)][index]
+        ious = overlaps(large, batch["box"][index])
+        boxes[name].add_overlaps(ious, top1=rank < 1, top5=rank < 5)
+        if "object_mask" in batch:
+          counts = pixel_counts(large, batch["object_mask"][index])
+          pixels.setdefault(name, PixelScores()).add_counts(counts)
+      done += 1
+      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+        last_line = time.monotonic()
+        share = 100 * done / len(places)
+        logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
   return boxes, pixels
-
-
-def _score_image(
-  maps: Mapping[str, np.ndarray], box: np.ndarray, mask: np.ndarray | None, *, size: tuple[int, int]
-) -> dict[str, tuple[Overlaps, np.ndarray | None]]:
-  """Overlaps, and pixel counts where there is a mask, of each map (h, w) of one image."""
-  results = {}
-  for name, score_map in maps.items():
-    large = localization.normalise(localization.resize_maps(score_map, size))
-    results[name] = overlaps(large, box), None if mask is None else pixel_counts(large, mask)
-  return results
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
