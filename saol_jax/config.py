@@ -50,6 +50,7 @@ _AT_LEAST_ZERO = (
   "loss.consistency_weight",
   "loss.distillation_weight",
   "loss.distillation_beta",
+  "loss.concentration_weight",
   "optimizer.weight_decay",
   "optimizer.clip_norm",
   "localize.num_threshold_images",
@@ -94,6 +95,7 @@ def default_config() -> ml_collections.ConfigDict:
   loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
   loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
   loss.distillation_beta = 0.5  # weight of the label inside L_SD
+  loss.concentration_weight = 0.0  # of a loss of ours that spreads the attention; 0: as the paper
   loss.label_smoothing = 0.0  # share of each label spread over all classes
 
   config.cutmix = cutmix = ml_collections.ConfigDict()

@@ -26,6 +26,8 @@ SAOL_MAPS = (
   "wide_product",
   "evidence",
   "attended_evidence",
+  "activation",
+  "activated_evidence",
 )
 CAM = "cam"
 JOINT = "joint"
@@ -85,7 +87,7 @@ def score_maps(
   model: FunctionalModel,
   variables: Variables,
   images: jax.Array,
-  classes: jax.Array,
+  classes: jax.Array | None,
   names: Sequence[str],
 ) -> tuple[dict[str, jax.Array], ModelOutput]:
   """Maps of the wanted classes, as a pure function.
@@ -94,7 +96,8 @@ def score_maps(
     model: of a `Classifier`.
     variables: of the model.
     images: (B, height, width, 3), normalised floats.
-    classes: (B,) integers, the class that each map is of.
+    classes: (B,) integers, the class that each map is of; None for the most probable one, by SAOL
+      where there is SAOL.
     names: of the maps, see `map_names`.
 
   Returns:
@@ -111,7 +114,10 @@ def score_maps(
     return stages, (module.classify(stages, train=False), module.gap.linear.kernel[...])
 
   stages, (output, kernel) = forward(images)
-  from_saol = {} if output.spatial is None else saol_maps(output.spatial, classes)
+  if classes is None:
+    scores = output.gap_logits if output.spatial is None else output.spatial.log_probs
+    classes = scores.argmax(-1)
+  from_saol = {} if output.spatial is None else saol_maps(output.spatial, classes, stages[-1])
   maps = {}
   for name in names:
     gradient = _GRADIENT_MAP.fullmatch(name)
@@ -137,8 +143,8 @@ def score_maps(
   return maps, output
 
 
-def saol_maps(spatial: SpatialOutput, classes: jax.Array) -> dict[str, jax.Array]:
-  """The maps that SAOL's answer holds, for class k of each image.
+def saol_maps(spatial: SpatialOutput, classes: jax.Array, stage: jax.Array) -> dict[str, jax.Array]:
+  """The maps that SAOL's answer holds, for class k of each image, and those with what it reads.
 
     attention_ij         = A_ij                          where the head looks, whatever the class
     class_ij             = Y_ijk                         how probable k is in that cell
@@ -147,6 +153,8 @@ def saol_maps(spatial: SpatialOutput, classes: jax.Array) -> dict[str, jax.Array
     wide_product_ij      = n(log A)_ij Y_ijk
     evidence_ij          = relu(log Y_ijk - mean_k' log Y_ijk')
     attended_evidence_ij = n(log A)_ij evidence_ij
+    activation_ij        = |X_ij|                        how much the network sees, whatever it is
+    activated_evidence   = n(activation) + n(evidence)
 
   n scales a map to [0, 1] by its own minimum and maximum. The softmax over cells leaves attention
   on a few cells and the one over classes saturates inside the object, so that products of
@@ -156,11 +164,14 @@ def saol_maps(spatial: SpatialOutput, classes: jax.Array) -> dict[str, jax.Array
   Args:
     spatial: SAOL's answer.
     classes: (B,) integers, k.
+    stage: (B, H, W, C), X, the last stage map; its length is taken over the channels.
 
   Returns:
     (B, H, W) float32 for each of `SAOL_MAPS`.
 
-  SAOL (Kim et al. 2020), section on weakly supervised localisation: the product. The others: ours.
+  SAOL (Kim et al. 2020), section on weakly supervised localisation: the product. The activation is
+  near that of Wei et al. 2017, "Selective convolutional descriptor aggregation", who add up the
+  channels. The others: ours.
   """
   log_probs = spatial.spatial_log_probs
   log_class = jnp.take_along_axis(log_probs, classes[:, None, None, None], axis=-1)[..., 0]
@@ -168,6 +179,7 @@ def saol_maps(spatial: SpatialOutput, classes: jax.Array) -> dict[str, jax.Array
   attention, class_probs = spatial.attention, jnp.exp(log_class)
   tiny = jnp.finfo(jnp.float32).tiny  # an attention that underflowed is still a number
   wide = _min_max(jnp.log(jnp.maximum(attention, tiny)))
+  activation = jnp.linalg.norm(stage.astype(jnp.float32), axis=-1)
   maps = (
     attention,
     class_probs,
@@ -176,6 +188,8 @@ def saol_maps(spatial: SpatialOutput, classes: jax.Array) -> dict[str, jax.Array
     wide * class_probs,
     evidence,
     wide * evidence,
+    activation,
+    _min_max(activation) + _min_max(evidence),
   )
   return dict(zip(SAOL_MAPS, maps, strict=True))
 

@@ -153,13 +153,13 @@ def make_programs(trained: Trained) -> dict[str, Program]:
     return {"probabilities": jnp.exp(head_log_probs(output, head))}
 
   def maps(images: jax.Array) -> dict[str, jax.Array]:
-    output, _ = model.apply(variables, normalise(images, card.mean, card.std), train=False)
-    best = output.spatial.log_probs.argmax(-1)
+    images = normalise(images, card.mean, card.std)
+    found, output = explain.score_maps(model, variables, images, None, (BOX_MAP,))
     return {
       "probabilities": jnp.exp(output.spatial.log_probs),
       "attention": output.spatial.attention,
       "class_probabilities": jnp.exp(output.spatial.spatial_log_probs),
-      "map": explain.saol_maps(output.spatial, best)[BOX_MAP],
+      "map": found[BOX_MAP],
     }
 
   return {"labels": labels} if head == "gap" else {"labels": labels, "maps": maps}

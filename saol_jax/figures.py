@@ -14,7 +14,7 @@ from PIL import Image
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
-from saol_jax.explain import saol_maps
+from saol_jax.explain import score_maps
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps
 from saol_jax.model import Variables
 from saol_jax.report import draw_predictions
@@ -97,14 +97,14 @@ class Figures:
 
   def _draw_examples(self, variables: Variables, step: int, path: pathlib.Path) -> None:
     experiment, batch = self._experiment, self._batch
-    spatial, predicted, maps = jax.device_get(self._predict(variables, batch["image"]))
+    log_probs, predicted, maps = jax.device_get(self._predict(variables, batch["image"]))
     size = batch["image"].shape[1:3]
     draw_predictions(
       path,
       batch["image"],
       labels=batch["label"],
       predicted=predicted,
-      probabilities=np.exp(spatial.max(-1)),
+      probabilities=np.exp(log_probs.max(-1)),
       class_names=experiment.info.class_names,
       attention=maps["attention"],
       class_maps=maps["class"],
@@ -129,8 +129,9 @@ class Figures:
     @jax.jit
     def predict(variables, images):
       images = normalise(images, experiment.info.mean, experiment.info.std)
-      spatial = experiment.model.apply(variables, images, train=False)[0].spatial
-      predicted = spatial.log_probs.argmax(-1)
-      return spatial.log_probs, predicted, saol_maps(spatial, predicted)
+      names = ("attention", "class", BOX_MAP)
+      maps, output = score_maps(experiment.model, variables, images, None, names)
+      log_probs = output.spatial.log_probs
+      return log_probs, log_probs.argmax(-1), maps
 
     return predict

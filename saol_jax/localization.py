@@ -6,9 +6,10 @@ Plain NumPy on the host. Boxes are y_min, x_min, y_max, x_max in pixels, max exc
 import numpy as np
 from scipy import ndimage
 
-# What boxes are drawn from, see `explain.saol_maps`: one of the two best maps that SAOL alone gives
-# on digit_scenes, and the threshold that training scenes suit (benchmarks/results/demo_cpu.json).
-BOX_MAP, BOX_THRESHOLD = "attended_evidence", 0.2
+# What boxes are drawn from, see `explain.saol_maps`: the best map of a class on images held out of
+# training, of digit_scenes and of photographs, and a threshold between those that suited them best
+# (README, "Which map finds the object").
+BOX_MAP, BOX_THRESHOLD = "activated_evidence", 0.4
 
 # Diagonal neighbours touch, as in OpenCV's contours, on which the field's box metrics are built.
 _NEIGHBOURS = np.ones((3, 3), np.int32)

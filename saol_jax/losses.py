@@ -1,9 +1,11 @@
-"""The four losses of SAOL, each a pure function that returns one number an example.
+"""The four losses of SAOL and one of ours, pure functions that return one number an example.
 
   L = L_SL + L_SS1 + L_SS2 + L_SD
 
 SAOL (Kim et al. 2020), section 3.2 and 3.3. B batch, K classes, H x W the output grid.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +79,26 @@ def self_distillation_loss(
   teacher = jax.lax.stop_gradient(saol_log_probs)
   student = jax.nn.log_softmax(gap_logits)
   return _kl_divergence(teacher, student) + beta * soft_cross_entropy(student, targets)
+
+
+def concentration_loss(attention: jax.Array) -> jax.Array:
+  """How far from even the attention is: its KL divergence from the uniform distribution.
+
+    log(H W) - H(A) = sum_ij A_ij log A_ij + log(H W)
+
+  Args:
+    attention: (B, H, W), not negative, sums to 1 over the grid.
+
+  Returns:
+    (B,) in nats; 0 where all cells weigh the same, log(H W) where one has all the weight.
+
+  Not in the paper, whose cross-entropy is content with attention on a few sure cells of the object.
+  Against it, this one makes attention cover all cells in which the class is seen. Its worth on
+  digit_scenes is in the README.
+  """
+  tiny = jnp.finfo(attention.dtype).tiny  # a weight that underflowed to 0 has a logarithm, too
+  cells = attention * jnp.log(jnp.maximum(attention, tiny))
+  return jnp.sum(cells, (1, 2)) + math.log(math.prod(attention.shape[1:]))
 
 
 def _kl_divergence(target: jax.Array, prediction: jax.Array) -> jax.Array:

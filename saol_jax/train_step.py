@@ -83,6 +83,7 @@ def loss_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
     "mask": config.loss.mask_weight,
     "consistency": config.loss.consistency_weight,
     "distillation": config.loss.distillation_weight,
+    "concentration": config.loss.concentration_weight,
   }
   return {name: weight for name, weight in weights.items() if weight}
 
@@ -115,6 +116,7 @@ def saol_losses(
   values["distillation"] = losses.self_distillation_loss(  # L_SD
     spatial.log_probs, output.gap_logits, targets, beta
   )
+  values["concentration"] = losses.concentration_loss(spatial.attention)
   return values
 
 

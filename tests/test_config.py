@@ -33,6 +33,7 @@ BAD = {
   "loss.consistency_weight": [-1.0, NAN],
   "loss.distillation_weight": [-1.0, NAN],
   "loss.distillation_beta": [-0.5, NAN],
+  "loss.concentration_weight": [-0.1, NAN],
   "loss.label_smoothing": [-0.1, 1.0, NAN],
   "cutmix.prob": [-0.1, 1.1, NAN],
   "mixup.prob": [-0.1, 1.1, NAN],

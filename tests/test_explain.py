@@ -169,6 +169,12 @@ def test_grad_cam_plus_plus_of_no_gradient_is_zero():
   np.testing.assert_array_equal(result, 0)
 
 
+def scaled(x):
+  """One map to [0, 1]."""
+  x = np.asarray(x)
+  return (x - x.min()) / (x.max() - x.min())
+
+
 def spatial_output():
   rng = np.random.default_rng(0)
   attention = rng.dirichlet(np.full(12, 0.3), 4).reshape(4, 3, 4)
@@ -181,16 +187,20 @@ def spatial_output():
   )
 
 
+STAGE = np.random.default_rng(4).normal(size=(4, 3, 4, 6)).astype(np.float32)
+
+
 def test_saol_maps_are_their_formulas():
   spatial = spatial_output()
-  maps = explain.saol_maps(spatial, jnp.asarray(LABELS))
+  maps = explain.saol_maps(spatial, jnp.asarray(LABELS), jnp.asarray(STAGE))
   assert tuple(maps) == explain.SAOL_MAPS
   for b, label in enumerate(LABELS):
     a = np.asarray(spatial.attention[b], np.float64)
     logs = np.asarray(spatial.spatial_log_probs[b], np.float64)
     y = np.exp(logs[..., label])
-    wide = (np.log(a) - np.log(a.min())) / (np.log(a.max()) - np.log(a.min()))
+    wide = scaled(np.log(a))
     evidence = np.maximum(logs[..., label] - logs.sum(-1) / CLASSES, 0)
+    activation = sum(np.float64(STAGE[b, ..., c]) ** 2 for c in range(6)) ** 0.5
     for name, expected in {
       "attention": a,
       "class": y,
@@ -199,6 +209,8 @@ def test_saol_maps_are_their_formulas():
       "wide_product": wide * y,
       "evidence": evidence,
       "attended_evidence": wide * evidence,
+      "activation": activation,
+      "activated_evidence": scaled(activation) + scaled(evidence),
     }.items():
       np.testing.assert_allclose(maps[name][b], expected, rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -206,7 +218,7 @@ def test_saol_maps_are_their_formulas():
 def test_evidence_is_what_the_class_logits_say():
   logits = np.random.default_rng(3).normal(size=(4, 3, 4, CLASSES)).astype(np.float32)
   spatial = spatial_output().replace(spatial_log_probs=jax.nn.log_softmax(jnp.asarray(logits)))
-  evidence = explain.saol_maps(spatial, jnp.asarray(LABELS))["evidence"]
+  evidence = explain.saol_maps(spatial, jnp.asarray(LABELS), jnp.asarray(STAGE))["evidence"]
   expected = [np.maximum(z[..., k] - z.mean(-1), 0) for z, k in zip(logits, LABELS, strict=True)]
   np.testing.assert_allclose(evidence, expected, atol=1e-5)
 
@@ -215,27 +227,41 @@ def test_saol_maps_survive_attention_that_underflowed():
   spatial = spatial_output()
   attention = jnp.zeros((4, 3, 4)).at[:, 1, 2].set(1.0)
   for extreme in (attention, jnp.full((4, 3, 4), 1 / 12)):
-    maps = explain.saol_maps(spatial.replace(attention=extreme), jnp.asarray(LABELS))
+    spatial = spatial.replace(attention=extreme)
+    maps = explain.saol_maps(spatial, jnp.asarray(LABELS), jnp.zeros((4, 3, 4, 6)))
     assert all(np.isfinite(m).all() for m in maps.values())
 
 
 def test_joint_is_the_sum_of_both_scaled_maps():
   model, variables = toy_model()
   maps = maps_of(model, variables, ["joint", "cam", "attended_evidence"])
+  for b in range(4):
+    expected = scaled(maps["cam"][b]) + scaled(maps["attended_evidence"][b])
+    np.testing.assert_allclose(maps["joint"][b], expected, atol=1e-5)
 
-  def scaled(m):
-    low, high = (np.asarray(f(m, (1, 2)))[:, None, None] for f in (np.min, np.max))
-    return (np.asarray(m) - low) / (high - low)
 
-  expected = scaled(maps["cam"]) + scaled(maps["attended_evidence"])
-  np.testing.assert_allclose(maps["joint"], expected, atol=1e-5)
+def test_without_classes_maps_are_of_what_the_main_head_finds():
+  for head, name in (("saol", "class"), ("gap", "cam")):
+    model, variables = toy_model(head)
+
+    @jax.jit
+    def compute(variables, x, model=model, name=name):
+      maps, output = explain.score_maps(model, variables, x, None, [name])
+      return maps[name], output
+
+    found, output = compute(variables, images())
+    scores = output.spatial.log_probs if head == "saol" else output.gap_logits
+    best = np.asarray(scores).argmax(-1)
+    assert any(best != LABELS)
+    expected = explain.score_maps(model, variables, images(), jnp.asarray(best), [name])[0][name]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_compiled_maps_split_over_devices_are_those_of_one_image_at_a_time():
   info = DatasetInfo(tuple("abcd"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
   model, variables = toy_model()
   names = explain.map_names(("saol", "gap"), 3)
-  assert len(names) == 7 + 2 + 2 * 2 * 3
+  assert len(names) == 9 + 2 + 2 * 2 * 3
   pixels = np.random.default_rng(5).integers(0, 256, (4, 8, 10, 3), np.uint8)
   result = explain.make_score_maps(model, info, names, data_mesh())(variables, pixels, LABELS)
   assert tuple(sorted(result)) == tuple(sorted(names))

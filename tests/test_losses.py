@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from saol_jax.losses import (
+  concentration_loss,
   consistency_loss,
   mask_loss,
   self_distillation_loss,
@@ -45,6 +46,11 @@ def numpy_distillation(saol_log_probs, gap_logits, targets, beta=0.5):
   return np.array(divergence) + beta * numpy_cross_entropy(student, targets)
 
 
+def numpy_concentration(attention):
+  cells = attention.reshape(len(attention), -1)
+  return np.array([np.log(len(row)) + sum(a * np.log(a) for a in row) for row in cells])
+
+
 def distributions(rng, *shape):
   return log_softmax(2 * rng.normal(size=shape))
 
@@ -61,6 +67,7 @@ def _inputs(name):
     "mask_loss": (3 * rng.normal(size=(5, 4, 3)), mask),
     "consistency_loss": (distributions(rng, 5, 4, 3, 7), distributions(rng, 5, 4, 3, 7), mask),
     "self_distillation_loss": (distributions(rng, 5, 7), 3 * rng.normal(size=(5, 7)), labels),
+    "concentration_loss": (rng.dirichlet(np.full(12, 20), 5).reshape(5, 4, 3),),
   }[name]
 
 
@@ -69,6 +76,7 @@ LOSSES = {
   "mask_loss": (mask_loss, numpy_mask_loss),
   "consistency_loss": (consistency_loss, numpy_consistency),
   "self_distillation_loss": (self_distillation_loss, numpy_distillation),
+  "concentration_loss": (concentration_loss, numpy_concentration),
 }
 # The argument that learns.
 LEARNS = {
@@ -76,6 +84,7 @@ LEARNS = {
   "mask_loss": 0,
   "consistency_loss": 0,
   "self_distillation_loss": 1,
+  "concentration_loss": 0,
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -181,6 +190,22 @@ def test_consistency_is_finite_where_the_target_is_certain():
   )(prediction)
   assert value == 2e4
   np.testing.assert_array_equal(gradient, [[[[0, -1]]]])
+
+
+def test_concentration_runs_from_even_attention_to_a_single_cell_where_it_has_no_gradient():
+  """As the softmax gives it: a cell that underflowed to 0 neither counts nor spoils a gradient."""
+
+  def loss(logits):
+    return concentration_loss(jax.nn.softmax(logits.reshape(1, -1)).reshape(logits.shape))[0]
+
+  even, one = jnp.zeros((1, 4, 3)), jnp.zeros((1, 4, 3)).at[0, 1, 2].set(1e4)
+  for logits, expected in ((even, 0), (one, np.log(12))):
+    value, gradient = jax.value_and_grad(loss)(logits)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+  # Two cells of four: half as many, one bit.
+  half = jnp.float32([[[0.5, 0.5], [0, 0]]])
+  np.testing.assert_allclose(concentration_loss(half) / np.log(2), [1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])

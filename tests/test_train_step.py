@@ -151,6 +151,8 @@ def test_loss_weights_follow_the_config():
   assert steps.loss_weights(tiny_config(model__head="gap")) == {"classification": 1.0}
   only = tiny_config(loss__mask_weight=0.0, loss__consistency_weight=0.0)
   assert list(steps.loss_weights(only)) == ["spatial", "distillation"]
+  wide = tiny_config(loss__concentration_weight=0.1)
+  assert steps.loss_weights(wide) == full | {"concentration": 0.1}
 
 
 def test_a_loss_of_weight_zero_costs_nothing():
