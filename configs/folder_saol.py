@@ -1,4 +1,4 @@
-"""A folder of your own images: SAOL on a small ResNet, from scratch or from pretrained weights.
+r"""A folder of your own images: SAOL on a small ResNet, from scratch or from pretrained weights.
 
   python main.py --config=configs/folder_saol.py --workdir=runs/mine --config.data.data_dir=DIR
 
@@ -8,6 +8,11 @@ GAP-FC with the same recipe, light for the light SAOL, and a number for the side
 the images in pixels (224 is the default):
 
   python main.py --config=configs/folder_saol.py:wrn_16_4,64 ...
+
+From pretrained weights (README, "Pretrained weights"), with a slower backbone:
+
+  python main.py --config=configs/folder_saol.py:resnet50 ... \
+      --config.model.pretrained=resnet50-0676ba61.pth --config.optimizer.multipliers=backbone=0.1
 
 Recipe: ours, for some thousands of images: 100 epochs, batch 64, SGD with Nesterov momentum, rate
 0.05 with a short warm-up, weight decay 1e-4, cosine decay, CutMix, random-resized crop, flip.

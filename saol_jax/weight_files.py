@@ -55,7 +55,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _download(source: str) -> pathlib.Path:
   """The local copy of a file of the hub, in huggingface_hub's cache."""
   try:
-    import huggingface_hub
+    from huggingface_hub import hf_hub_download as fetch
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
   except ImportError as error:
     raise UserError(
@@ -67,7 +67,7 @@ def _download(source: str) -> pathlib.Path:
   offline = False
   for file in files:
     try:
-      return pathlib.Path(huggingface_hub.hf_hub_download(repository, file))
+      return pathlib.Path(fetch(repository, file, local_files_only=offline))
     except EntryNotFoundError as error:
       offline = isinstance(error, LocalEntryNotFoundError)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from examples.third_party_resnet import ResNet
 from saol_jax.model import FunctionalModel, Variables, create_model
 from tests.backbones.numerics import build
-from tests.support import ROOT
+from tests.support import ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,25 @@ def test_it_trains(example):
   ):
     assert (np.asarray(old) != new).any()
     np.testing.assert_array_equal(old, same)
+
+
+def test_a_recipe_can_register_it(example, tmp_path):
+  recipe = tmp_path / "recipe.py"
+  recipe.write_text(
+    "from flax import nnx\n"
+    "from configs.folder_saol import get_config\n"
+    "from examples.third_party_resnet import ResNet\n"
+    "from saol_jax.backbones import register\n\n"
+    f"{example[0]}\n"
+    "@register\n"
+    "def others(*, rngs, **options):\n"
+    "  return Stages(ResNet(1000, rngs=rngs))\n"
+  )
+  main = [sys.executable, str(ROOT / "main.py")]
+  code, output = run([*main, f"--config={recipe}:others", "--mode=list", "--backbones=others"])
+  assert code == 0, output
+  assert output.splitlines()[-1].split()[0] == "others"
+  assert output.splitlines()[-1].split()[-3:] == ["16/2", "32/4", "64/8"]
 
 
 def test_the_example_knows_nothing_of_us():
