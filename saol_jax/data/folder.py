@@ -1,6 +1,7 @@
 """A folder of images as a data set: `DIR/train/<class>/*` and `DIR/val/<class>/*`."""
 
 import csv
+import io
 import logging
 import os
 import pathlib
@@ -156,33 +157,39 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
   """Path -> y_min, x_min, y_max, x_max; {} where there is no such file."""
   if not path.exists():
     return {}
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{path} cannot be read: {error}; expected a text file in UTF-8 with the header "
+      f"{','.join(_HEADER)!r}"
+    ) from error
   boxes: dict[str, tuple[float, float, float, float]] = {}
   first_line: dict[str, int] = {}
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    rows = csv.reader(file)
-    header = [name.strip() for name in next(rows, [])]
-    if header != _HEADER:
-      raise UserError(f"{path} has the header {','.join(header)!r}, expected {','.join(_HEADER)!r}")
-    for row in filter(None, rows):
-      where = f"{path}, line {rows.line_num}"
-      try:
-        name, x_min, y_min, x_max, y_max = row[0], *map(float, row[1:])
-        valid = x_min < x_max and y_min < y_max
-      except (ValueError, TypeError):
-        valid = False
-      if not valid:
-        raise UserError(
-          f"{where}: {','.join(row)!r} is no box; expected a path and four numbers with "
-          "x_min < x_max and y_min < y_max, in pixels"
-        )
-      name = os.path.normpath(name.strip())
-      box = (y_min, x_min, y_max, x_max)
-      if boxes.setdefault(name, box) != box:
-        raise UserError(
-          f"{where}: another box of {printable(name)} stands on line {first_line[name]}; an image "
-          "has one box here: keep that of its main object, or one around all"
-        )
-      first_line.setdefault(name, rows.line_num)
+  rows = csv.reader(io.StringIO(text, newline=""))
+  header = [name.strip() for name in next(rows, [])]
+  if header != _HEADER:
+    raise UserError(f"{path} has the header {','.join(header)!r}, expected {','.join(_HEADER)!r}")
+  for row in filter(None, rows):
+    where = f"{path}, line {rows.line_num}"
+    try:
+      name, x_min, y_min, x_max, y_max = row[0], *map(float, row[1:])
+      valid = x_min < x_max and y_min < y_max
+    except (ValueError, TypeError):
+      valid = False
+    if not valid:
+      raise UserError(
+        f"{where}: {','.join(row)!r} is no box; expected a path and four numbers with "
+        "x_min < x_max and y_min < y_max, in pixels"
+      )
+    name = os.path.normpath(name.strip())
+    box = (y_min, x_min, y_max, x_max)
+    if boxes.setdefault(name, box) != box:
+      raise UserError(
+        f"{where}: another box of {printable(name)} stands on line {first_line[name]}; an image "
+        "has one box here: keep that of its main object, or one around all"
+      )
+    first_line.setdefault(name, rows.line_num)
   return boxes
 
 

@@ -1,6 +1,8 @@
 """A folder with every kind of bad file: what can be decoded is, what cannot is named."""
 
+import errno
 import logging
+import os
 import types
 
 import numpy as np
@@ -188,6 +190,20 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
   assert len(load(tmp_path)) == 2
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+  write(tmp_path, {"train/a/deep/1.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES})
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("deep"):
+      raise PermissionError(errno.EACCES, "Permission denied")
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)  # root may list everything
+  with pytest.raises(UserError, match=r"train/a/deep cannot be listed: Permission denied"):
+    load(tmp_path)
+
+
 @pytest.mark.parametrize(
   ("line", "message"),
   [
@@ -205,6 +221,12 @@ def test_a_wrong_line_of_boxes_is_named(tmp_path, line, message):
   write(tmp_path, files | {"boxes.csv": boxes.encode()})
   with pytest.raises(UserError, match=message):
     load(tmp_path)
+
+
+def test_boxes_that_are_no_text_are_refused(tmp_path):
+  files = {"train/a/1.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES, "boxes.csv": JPEG_BYTES}
+  with pytest.raises(UserError, match=r"boxes\.csv cannot be read: .*UTF-8"):
+    load(write(tmp_path, files))
 
 
 def test_a_wrong_header_of_boxes_is_named(tmp_path):

@@ -4,6 +4,7 @@ import logging
 import pathlib
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import pytest
 import saol_jax
 from benchmarks import miniature
 from configs.imagenet_saol import get_config
+from saol_jax import train
 from saol_jax.data import BadImages, Geometry, Reading, load_source
 from saol_jax.data.decode import Decoder
 from saol_jax.data.loader import Loader
 from saol_jax.data.resize import resize
 from saol_jax.errors import UserError
 from saol_jax.image_files import read_image
+from saol_jax.progress import Chrono
 from saol_jax.tensorflow_cpu import import_tensorflow
 from saol_jax.train import train_and_evaluate
 from tests.data.pictures import encode, scene
@@ -155,6 +158,24 @@ def test_twenty_steps_with_the_recipe(imagenet, tmp_path):
   # 11 images in batches of 4.
   assert "eval/broken_images" not in lines[2]
   assert 11 * lines[2]["eval/saol_top5"] == pytest.approx(round(11 * lines[2]["eval/saol_top5"]))
+
+
+def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more():
+  saved = []
+  checkpoints = types.SimpleNamespace(save=saved.append, wait=lambda: saved.append("waited"))
+  run = train._Run(None, None, None, checkpoints, None, {}, None, None)
+  state = types.SimpleNamespace(bad_step={"gradient": 0})
+
+  def batches():
+    yield "batch"
+    raise UserError("4 image(s) cannot be decoded")
+
+  source, chrono = batches(), Chrono(10, 8, elapsed=0.0)
+  assert run._next(source, state, chrono) == "batch"
+  assert not saved
+  with pytest.raises(UserError, match="cannot be decoded"):
+    run._next(source, state, chrono)
+  assert saved == [state, "waited"]
 
 
 def test_damage_on_the_disk_costs_what_it_hits(imagenet, tmp_path):
