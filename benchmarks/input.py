@@ -284,13 +284,11 @@ def _memory(root: pathlib.Path, options: argparse.Namespace) -> dict[str, list[f
   per_epoch = options.images // options.batch_size
   samples, after_epoch = [], []
   give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc has it
-  batches = prefetch(loader.__getitem__, range(per_epoch * options.epochs + 3))
-  for number, _ in zip(range(1, per_epoch * options.epochs + 1), batches, strict=False):
-    samples.append(_resident_mib())
-    if number % per_epoch == 0:
-      give_back(0)
-      after_epoch.append(_resident_mib())
-  batches.close()
+  for epoch in range(options.epochs):
+    for _ in prefetch(loader.__getitem__, range(epoch * per_epoch, (epoch + 1) * per_epoch)):
+      samples.append(_resident_mib())
+    give_back(0)
+    after_epoch.append(_resident_mib())
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   return {"by_batch": samples, "after_epoch": after_epoch, "peak_of_the_process": peak}
 
