@@ -91,7 +91,6 @@ LAST_STRIDE = (
   "densenet_bc_100_12",
   "efficientnet_b0",
   "mobilenet_v2",
-  "nasnet_mobile",
   "pyramidnet110_a64",
   "resnet8",
   "resnet18",

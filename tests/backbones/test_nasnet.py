@@ -4,12 +4,14 @@ from flax import nnx
 
 from saol_jax.backbones.nasnet import NASNet
 from tests.backbones.numerics import (
+  SameKey,
   assert_maps_agree,
   assert_trains,
   build,
   forward,
   images,
   leaves,
+  map_shapes,
   numpy_conv,
   numpy_norm,
   relu,
@@ -94,7 +96,7 @@ class Reference:
 
 
 def tiny(**options):
-  return NASNet(8, cells=1, stem_channels=4, rngs=nnx.Rngs(0), **options)
+  return NASNet(8, cells=1, stem_channels=4, rngs=SameKey(), **options)
 
 
 def test_nasnet_equals_numpy():
@@ -103,6 +105,17 @@ def test_nasnet_equals_numpy():
   expected = Reference(leaves(model))(x)
   assert [y.shape[-1] for y in expected] == [8, 48, 96, 192]
   assert_maps_agree(forward(model, jnp.asarray(x), train=False), expected)
+
+
+def test_last_stride():
+  def shapes(model):
+    return {path: v.shape for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+  plain, fine = (nnx.eval_shape(lambda s=s: tiny(last_stride=s)) for s in (2, 1))
+  assert shapes(plain) == shapes(fine)
+  assert (plain.stage_strides, fine.stage_strides) == ((4, 8, 16, 32), (4, 8, 16, 16))
+  assert [y.shape[1:3] for y in map_shapes(plain, 75, 97)] == [(19, 24), (10, 12), (5, 6), (3, 3)]
+  assert [y.shape[1:3] for y in map_shapes(fine, 75, 97)] == [(19, 24), (10, 12), (5, 6), (5, 6)]
 
 
 def test_training():
