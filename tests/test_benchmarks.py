@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, input, predict, record, step
+from benchmarks import heads, input, localise, predict, record, step
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
+from saol_jax.data import ArraySource
+from saol_jax.data.source import DatasetInfo
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel
 from tests.support import ROOT, run
@@ -389,6 +391,35 @@ def test_a_peak_counts_only_for_the_variant_that_raised_it(peaks, bytes_, source
   step.choose_memory(memories)
   assert tuple(memory["bytes"] for memory in memories) == bytes_
   assert {memory["source"] for memory in memories} == {source}
+
+
+# localise.py ------------------------------------------------------------------
+
+
+def localised(seed: int, gt_known: float, **changed) -> dict:
+  config = {"seed": seed, "loss": {"mask_weight": 1.0, **changed}, "eval_batch_size": seed}
+  scores = {"gt_known": gt_known, "max_box_acc_v2": 0.25}
+  return {"config": config, "maps": {"cam": scores}, "whole_image": scores}
+
+
+def test_runs_that_differ_in_the_seed_alone_share_a_row():
+  runs = [localised(0, 0.5), localised(1, 0.6), localised(0, 0.9, mask_weight=0.0)]
+  for own in runs:
+    own["variant"] = localise.variant(own["config"], runs[0]["config"])
+  first, whole, other, _ = rows(localise.table(runs))[1:]
+  assert first == ["as first", "2", "cam", "55.0 +- 7.1", "25.0 +- 0.0"]  # sqrt(50)
+  assert whole[2] == "whole image"
+  assert other == ["loss.mask_weight=0.0", "1", "cam", "90.0", "25.0"]
+
+
+def test_whole_image_is_right_where_the_object_fills_as_much():
+  sides = np.array([32, 23, 22, 18, 17, 5])  # of 32: shares 1, 0.52, 0.47, 0.32, 0.28, 0.02
+  boxes = np.stack([0 * sides, 0 * sides, sides, sides], 1).astype(np.int32)
+  info = DatasetInfo(("a",), mean=(0.5,) * 3, std=(0.5,) * 3)
+  images, labels = np.zeros((6, 32, 32, 3), np.uint8), np.zeros(6, np.int32)
+  found = localise.whole_image(ArraySource(images, labels, info, boxes))
+  assert found["gt_known"] == pytest.approx(2 / 6)
+  assert found["max_box_acc_v2"] == pytest.approx((4 + 2 + 1) / 6 / 3)
 
 
 # Bad input --------------------------------------------------------------------
