@@ -63,9 +63,9 @@ def restore_trained(path: str | os.PathLike, *, dtype: str | None = None) -> Tra
 
 
 def is_export(path: str | os.PathLike) -> bool:
-  """Whether a folder holds an export, whole or damaged; a workdir has a config.json beside it."""
+  """Whether a folder holds an export, whole or damaged, and not a run, whole or damaged."""
   folder = pathlib.Path(path)
-  return (folder / "model.json").exists() and not (folder / "config.json").exists()
+  return (folder / "model.json").exists() and (folder / "checkpoint").is_dir()
 
 
 def restore_run(
