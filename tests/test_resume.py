@@ -45,9 +45,9 @@ def undisturbed_process(tmp_path_factory):
   return workdir
 
 
-def saved_state(workdir: pathlib.Path, step: int):
-  """The checkpoint of a step, as arrays by path."""
-  experiment = Experiment(resolve(tiny_config()))
+def saved_state(workdir: pathlib.Path, step: int, **changes):
+  """The checkpoint of a step of a tiny run, as arrays by path."""
+  experiment = Experiment(resolve(tiny_config(**changes)))
   checkpoints = Checkpoints(workdir, {}, read_only=True)
   state = checkpoints.restore(experiment.abstract_state(), step)
   checkpoints.close()

@@ -1,0 +1,132 @@
+"""Two real processes with two devices each, beside one process with four."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from saol_jax.distributed import join_processes
+from saol_jax.errors import PEER_LOST, Stopped, UserError
+from tests.support import command, environment, records, run
+from tests.test_resume import saved_state
+
+# Groups of norms and pairs inside a device, and a line of the log at every step. SGD with a small
+# rate: at a rate of 0.01 this network makes any rounding grow by a factor of about 20 a step.
+CHANGES = {"num_train_steps": 20, "log_every_steps": 1, "eval_every_steps": 10}
+CHANGES |= {"checkpoint_every_steps": 10, "figures": False}
+CHANGES |= {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-4}
+
+
+def start_both(workdir, *more, **changes) -> list[subprocess.Popen]:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  return [
+    subprocess.Popen(
+      command(
+        workdir,
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={index}",
+        *more,
+        **CHANGES | changes,
+      ),
+      env=environment(2),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
+
+
+def ends(processes, timeout=300) -> list[tuple[int, str]]:
+  outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+  return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
+
+
+def same_but_for_rounding(a: dict[str, float], b: dict[str, float]) -> None:
+  """Two lines of a log: losses and scores to 1e-6; where a ReLU is at 0, its gradient may flip."""
+  assert a.keys() == b.keys()
+  for name in a:
+    tolerance = 1e-3 if name == "train/gradient_norm" else 1e-6
+    np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("alone")
+  code, output = run(command(workdir, **CHANGES), devices=4)
+  assert code == 0, output
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+  """A run of two processes of which the second one, which is not the main one, got SIGTERM."""
+  workdir = tmp_path_factory.mktemp("together")
+  processes = start_both(workdir)
+  while not (workdir / "metrics.jsonl").exists() or not records(workdir):
+    assert processes[1].poll() is None, processes[1].communicate()[0][-6000:]
+    time.sleep(0.05)
+  processes[1].send_signal(signal.SIGTERM)
+  return workdir, ends(processes)
+
+
+def test_all_save_the_same_step_and_leave(stopped):
+  workdir, ended = stopped
+  assert [code for code, _ in ended] == [Stopped.code] * 2, ended
+  last = records(workdir)[-1]["step"]
+  assert last < 20
+  assert (workdir / "checkpoints" / str(last)).is_dir()
+  assert "images/s" in ended[0][1]
+  assert "images/s" not in ended[1][1]  # one of them speaks
+
+
+def test_two_processes_train_as_one(stopped, alone):
+  """After a stop in the middle, that is, so that resuming is tried as well."""
+  workdir, _ = stopped
+  ended = ends(start_both(workdir))
+  assert [code for code, _ in ended] == [0, 0], ended
+  expected, found = records(alone), records(workdir)
+  assert [r["step"] for r in found] == [r["step"] for r in expected]
+  for a, b in zip(found, expected, strict=True):
+    same_but_for_rounding(a, b)
+  a, b = (saved_state(folder, 20, optimizer__name="sgd") for folder in (workdir, alone))
+  for name in filter(lambda name: name.startswith((".variables", ".ema")), b):
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
+  """Elastic: written by two processes with two devices, taken up by one with one."""
+  workdir, _ = stopped
+  for path in (workdir / "checkpoints").iterdir():  # back to step 10
+    if path.name == "20":
+      os.rename(path, workdir / "20")
+  processes = start_both(workdir, num_train_steps=20)
+  while records(workdir)[-1]["step"] > 10:
+    assert processes[1].poll() is None, processes[1].communicate()[0][-6000:]
+    time.sleep(0.05)
+  processes[1].kill()
+  (code, output), _ = ends(processes)
+  # Whichever notices first: our own message, or the heartbeat of JAX, which aborts with its own.
+  assert code in (PEER_LOST, -signal.SIGABRT), output
+  assert "another process of this run is gone" in output or "heartbeat" in output, output
+  code, output = run(command(workdir, **CHANGES))
+  assert code == 0, output
+  for a, b in zip(records(workdir), records(alone), strict=True):
+    same_but_for_rounding(a, b)
+
+
+def test_flags_go_together():
+  with pytest.raises(UserError, match="--process_id missing"):
+    join_processes("localhost:1", 2, None)
+
+
+def test_alone_nothing_is_joined(monkeypatch):
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+  join_processes()
