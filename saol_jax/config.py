@@ -230,8 +230,12 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 def differences(
   old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
 ) -> dict[str, tuple[object, object]]:
-  """Fields that matter to what a run computes and differ: name -> (old, new)."""
-  old, new = _flat(old), _flat(new)
+  """Fields that matter to what a run computes and differ: name -> (old, new).
+
+  A field that an old run does not know has its default there: new fields start with a default that
+  leaves runs as they were, so that a run goes on under a newer version.
+  """
+  old, new = _flat(default_config()) | _flat(old), _flat(new)
   return {
     name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
     for name in sorted(old.keys() | new.keys())
