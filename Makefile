@@ -8,8 +8,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
 
+# In the order of the files: by number of tests, xdist's own, the few long ones would come last, alone.
 test: venv-dev  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-parity: venv-parity  ## the same features as PyTorch's libraries compute; installs PyTorch
 	$(BIN)/python -m pytest -n 2 tests/parity

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from saol_jax import create_model
-from saol_jax.backbones.resnet import ResidualBlock
+from saol_jax.backbones.resnet import ConvPlan, ResidualBlock
 from saol_jax.fuse import count_norms, fuse_norms
 from saol_jax.norm import GhostBatchNorm
 from tests.backbones.numerics import build
@@ -18,8 +18,8 @@ class Post(nnx.Module):
 
   def __init__(self, rngs):
     self.first = GhostBatchNorm(3)
-    self.down = ResidualBlock(3, ((3, 2, 4), (3, 1, 4)), rngs=rngs)
-    self.wide = ResidualBlock(4, ((1, 1, 8), (3, 1, 8)), rngs=rngs)
+    self.down = ResidualBlock(3, (ConvPlan(3, 2, 4), ConvPlan(3, 1, 4)), rngs=rngs)
+    self.wide = ResidualBlock(4, (ConvPlan(1, 1, 8), ConvPlan(3, 1, 8)), rngs=rngs)
 
   def __call__(self, images, *, train):
     fine = self.down(self.first(images, train=train), train=train)
