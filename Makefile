@@ -3,14 +3,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-parity lint venv venv-dev venv-parity
+.PHONY: demo test test-processes test-parity lint venv venv-dev venv-parity
 
 demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
 
 # In the order of the files: by number of tests, xdist's own, the few long ones would come last, alone.
-test: venv-dev  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: venv-dev  ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/processes
+
+test-processes: venv-dev  ## several processes that train one run, one of them killed: minutes of waiting
+	$(BIN)/python -m pytest tests/processes
 
 test-parity: venv-parity  ## the same features as PyTorch's libraries compute; installs PyTorch
 	$(BIN)/python -m pytest -n 2 tests/parity

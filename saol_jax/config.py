@@ -232,10 +232,11 @@ def differences(
 ) -> dict[str, tuple[object, object]]:
   """Fields that matter to what a run computes and differ: name -> (old, new).
 
-  A field that an old run does not know has its default there: new fields start with a default that
-  leaves runs as they were, so that a run goes on under a newer version.
+  A field that one of them does not know has its default there: new fields start with a default
+  that leaves runs as they were, so that a run goes on under a newer version.
   """
-  old, new = _flat(default_config()) | _flat(old), _flat(new)
+  defaults = _flat(default_config())
+  old, new = defaults | _flat(old), defaults | _flat(new)
   return {
     name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
     for name in sorted(old.keys() | new.keys())
