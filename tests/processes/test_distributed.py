@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -130,3 +131,4 @@ def test_flags_go_together():
 def test_alone_nothing_is_joined(monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
   join_processes()
+  assert not jax.distributed.is_initialized()
