@@ -52,6 +52,7 @@ _IMAGENET = 1_281_167  # training images
 
 
 def main() -> None:
+  """Prepares the photographs, measures, prints tables, writes JSON and a plot."""
   options = _parse_arguments()
   import_tensorflow()  # before TFDS does, whose notes on speed would be printed
   facts = record.describe_run()

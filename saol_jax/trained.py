@@ -125,7 +125,7 @@ def for_inference(trained: Trained, *, fuse: bool = False) -> Trained:
     trained: of a run.
     fuse: fold batch norms into convolutions, see `fuse.fuse_norms`.
   """
-  config = ml_collections.ConfigDict(trained.config)
+  config = trained.config.copy_and_resolve_references()  # a copy all the way down
   config.loss.mask_weight = 0.0
   plain = _model(config, trained.card)
   variables = _part_of(trained.variables, jax.eval_shape(plain.init, jax.random.key(0)))

@@ -17,7 +17,7 @@ from saol_jax.export import export_command
 from saol_jax.export_card import _plain
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import load
-from saol_jax.trained import restore_run
+from saol_jax.trained import for_inference, restore_run
 from tests.support import assert_identical, write_run
 
 
@@ -119,6 +119,15 @@ def test_weights_can_be_chosen(run):
   assert_identical(restore_run(run.folder, weights="ema").variables, run.state.ema)
   with pytest.raises(UserError, match="expected one of auto, raw, ema"):
     restore_run(run.folder, weights="mean")
+
+
+def test_what_only_training_needs_is_left_out_of_a_copy(run):
+  trained = restore_run(run.folder)
+  ready = for_inference(trained)
+  assert ready.config.loss.mask_weight == 0
+  assert trained.config.loss.mask_weight == run.experiment.config.loss.mask_weight > 0
+  assert "mask" in trained.variables.params["saol"]
+  assert "mask" not in ready.variables.params["saol"]
 
 
 def test_model_card_says_what_it_is(exported):

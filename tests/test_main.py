@@ -80,6 +80,25 @@ def test_evaluate_reproduces_what_training_logged(finished, checkpoint):
   assert before == {k: v for k, v in after.items() if checkpoint == "latest" or k not in tables}
 
 
+def test_localize_writes_a_table_and_changes_nothing_else(finished):
+  workdir, _ = finished
+  before = snapshot(workdir)
+  maps = ["--config.localize.maps=class,cam", "--config.localize.num_threshold_images=50"]
+  code, output = run(command(workdir, *maps, "--mode=localize"))
+  assert code == 0, output
+  found = json.loads((workdir / "localization_test_latest.json").read_text())
+  assert set(found["maps"]) == {"class", "cam"}
+  assert found["num_threshold_images"] == 50
+  for name, scores in found["maps"].items():
+    row = next(line for line in output.splitlines() if line.split()[:1] == [name])
+    assert f"{100 * scores['gt_known']:.2f}" in row
+  after = snapshot(workdir)
+  for name in ("localization_test_latest.json", "localization_test_latest.png"):
+    assert after.pop(name)
+    (workdir / name).unlink()
+  assert after == before
+
+
 BAD_FLAGS = {
   "unknown config": (["--config=configs/nope.py"], "configs/nope.py"),
   "unknown config argument": (
