@@ -74,13 +74,17 @@ class Checkpoints:
   def save(self, state: TrainState) -> None:
     """Starts to save a state, unless its step is saved already. Waits for the one before.
 
+    If the folder has vanished, or what was in it, it is made anew with a loud warning.
+
     Raises:
       UserError: this save or the one before could not be written.
     """
     step = int(state.step)
-    if step in self._manager.all_steps():
-      return
     try:
+      if self._vanished:
+        self._put_back()
+      if step in self._manager.all_steps():
+        return
       self._manager.wait_until_finished()
       self._last_good = self.latest
       self._check_space(state)
@@ -102,6 +106,21 @@ class Checkpoints:
     except Exception as error:
       raise self._save_failed(error) from error
     self._last_good = self.latest
+
+  def save_for_good(self, state: TrainState) -> None:
+    """Saves a state, unless its step is saved already, and waits until it is on disk.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    self.save(state)
+    try:
+      self.wait()
+    except UserError:
+      if not self._vanished:
+        raise
+      self.save(state)
+      self.wait()
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:
     """Restores a checkpoint.
@@ -183,10 +202,37 @@ class Checkpoints:
         errno.ENOSPC, f"the disk is full: {needed:,} bytes are needed, {free:,} are free"
       )
 
+  @property
+  def _vanished(self) -> bool:
+    """Whether the newest checkpoint that was on disk is there no more.
+
+    Several processes do not ask: they would have to agree, and a shared folder may be seen late.
+    """
+    if jax.process_count() > 1:
+      return False
+    last = self._directory if self._last_good is None else self._directory / str(self._last_good)
+    return not last.is_dir()
+
+  def _put_back(self) -> None:
+    """Makes the folder anew: the state in memory is good."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # the folder vanished while this one was written to it
+      logger.debug("in the vanished folder: %s", error)
+    logger.warning(
+      "CHECKPOINTS VANISHED: what was saved under %s is gone. The state in memory is good: it is "
+      "saved anew, and training goes on",
+      self._directory,
+    )
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._manager.reload()
+    self._last_good = self.latest
+
   def _save_failed(self, error: Exception) -> UserError:
     kept = "there was none before"
     if self._last_good is not None:
-      kept = f"the one before is intact: {self._directory / str(self._last_good)}"
+      last = self._directory / str(self._last_good)
+      kept = f"{last} has vanished too" if self._vanished else f"the one before is intact: {last}"
     return UserError(
       f"A checkpoint could not be saved under {self._directory}: {_first_line(error)}; {kept}. "
       "Free some space or mend the folder, then run the same command again to go on from there."

@@ -12,6 +12,16 @@ from absl import flags
 
 from saol_jax import console, distributed, errors
 
+# A person can mend these; another OSError is a bug of ours, and its traceback is wanted.
+_OF_THE_DISK = {
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EIO,
+  errno.ESTALE,
+}
 # What a flag is for, said where it is missing.
 _FLAG_HELP = {
   "config": "a recipe such as configs/digits_saol.py",
@@ -80,9 +90,13 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
     print(f"{who}error: {error}", file=sys.stderr)
     code = error.code
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if error.errno not in _OF_THE_DISK:
       raise
-    print(f"{who}error: {error}; the checkpoints saved so far are intact", file=sys.stderr)
+    print(
+      f"{who}error: {error}; the checkpoints saved so far are as they were. Free some space or "
+      "mend the folder, then run the same command again to go on.",
+      file=sys.stderr,
+    )
     code = errors.UserError.code
   except errors.Stopped as stopped:
     print(f"{who}{stopped} Run the same command again to go on.", file=sys.stderr)

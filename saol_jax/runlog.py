@@ -1,14 +1,17 @@
 """The record of a run: `metrics.jsonl`, and TensorBoard where TensorFlow is installed."""
 
+import contextlib
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from saol_jax.distributed import is_main_process
+from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,9 @@ class RunLog:
 
     They belong to steps that a killed run had done after its last checkpoint, and that will now be
     done again.
+
+    Raises:
+      UserError: the folder cannot be written.
     """
     self._path = workdir / "metrics.jsonl"
     found = read_records(self._path)
@@ -34,47 +40,101 @@ class RunLog:
     self._file = self._tensorboard = None
     if not is_main_process():
       return
-    temporary = self._path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-    os.replace(temporary, self._path)
-    self._file = self._path.open("a")
+    self._write_all()
     self._tensorboard = _tensorboard_writer(workdir)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends a line."""
+    """Appends a line, which is on disk when this returns: before the checkpoint that follows.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     record = {"step": step, **values}
     self.records.append(record)
-    if self._file is not None:
-      self._file.write(json.dumps(record) + "\n")
-      self._file.flush()
-    if self._tensorboard is not None:
-      self._tensorboard.write_scalars(step, dict(values))
-      self._tensorboard.flush()
+    if self._file is not None and not self._path.exists():
+      logger.warning("LOG VANISHED: %s is gone; it is written anew, with all its lines", self._path)
+      self._write_all()
+    elif self._file is not None:
+      with self._writing():
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+    with self._showing() as tensorboard:
+      if tensorboard is not None:
+        tensorboard.write_scalars(step, dict(values))
+        tensorboard.flush()
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows an image (H, W, 3) uint8 in TensorBoard; may be called from another thread."""
-    if self._tensorboard is not None:
-      self._tensorboard.write_images(step, {name: image[None]})
-      self._tensorboard.flush()
+    with self._showing() as tensorboard:
+      if tensorboard is not None:
+        tensorboard.write_images(step, {name: image[None]})
+        tensorboard.flush()
 
   def close(self) -> None:
-    """Closes the files."""
+    """Closes the files; what could not be written has been said by `write`."""
+    self._close_file()
+    with self._showing() as tensorboard:
+      if tensorboard is not None:
+        tensorboard.close()
+
+  def _write_all(self) -> None:
+    """Writes all records to a new file, which takes the place of the old one at once."""
+    self._close_file()
+    temporary = self._path.with_suffix(".jsonl.tmp")
+    with self._writing():
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with temporary.open("w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in self.records)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, self._path)
+      self._file = self._path.open("a")
+
+  def _close_file(self) -> None:
     if self._file is not None:
-      self._file.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
+      with contextlib.suppress(OSError):  # closing tries again to write what could not be written
+        self._file.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise UserError(
+        f"{self._path} cannot be written: {error.strerror or error}; the checkpoints saved so far "
+        "are as they were. Free some space or mend the folder, then run the same command again to "
+        "go on."
+      ) from error
+
+  @contextlib.contextmanager
+  def _showing(self) -> Iterator[Any]:
+    """TensorBoard's writer, None without; given up if it fails, as `metrics.jsonl` has it all."""
+    try:
+      yield self._tensorboard
+    except Exception as error:  # TensorFlow has its own
+      logger.warning("No more TensorBoard events: %s", (str(error).splitlines() or [error])[0])
+      self._tensorboard = None
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of a `metrics.jsonl`, without a last one that was cut off; [] without the file."""
+  """The lines of a `metrics.jsonl`; [] without the file.
+
+  A last line that was cut off is left out, and with a warning any other that is damaged.
+  """
   if not path.exists():
     return []
   records = []
-  for line in path.read_text().splitlines():
+  lines = path.read_text(errors="replace").splitlines()
+  for number, line in enumerate(lines, 1):
     try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      record = json.loads(line)
+      int(record["step"])
+    except (ValueError, KeyError, TypeError):
+      if number < len(lines):
+        logger.warning("DAMAGED LOG: line %d of %s is left out: %.80s", number, path, line)
+    else:
+      records.append(record)
   return records
 
 

@@ -81,7 +81,8 @@ def train_and_evaluate(
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
     run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
-    checkpoints.wait()
+    run.save(state)
+    checkpoints.save_for_good(state)
     if is_main_process():
       logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
     return state
@@ -131,10 +132,9 @@ class _Run:
         evaluation_due = due(config.eval_every_steps) and step not in self.scored
         if evaluation_due or due(config.checkpoint_every_steps) or self.stop.requested:
           with chrono.pause():
-            _check_finite(state)
-            self.checkpoints.save(state)
+            self.save(state)
         if self.stop.requested:
-          self.checkpoints.wait()
+          self.checkpoints.save_for_good(state)
           raise Stopped(f"Stopped after step {step} of {last_step}; its state is saved.")
         if evaluation_due:
           with chrono.pause():
@@ -154,10 +154,16 @@ class _Run:
       with chrono.waiting():
         return next(batches)
     except UserError:
-      _check_finite(state)
-      self.checkpoints.save(state)
-      self.checkpoints.wait()
+      self.save(state)
+      self.checkpoints.save_for_good(state)
       raise
+
+  def save(self, state: TrainState) -> None:
+    """Starts to save a state, in a workdir that is put back where it has vanished."""
+    _check_finite(state)
+    if workdirs.put_back(self.experiment.config, self.workdir):
+      write_model_json(self.experiment, self.workdir)
+    self.checkpoints.save(state)
 
   def _evaluate(self, state: TrainState, step: int, last_step: int, chrono: Chrono) -> None:
     """Scores a state; the last one on the test split too, if another split was used so far."""

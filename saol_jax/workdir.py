@@ -1,6 +1,7 @@
 """The folder of a run: who it belongs to."""
 
 import json
+import logging
 import pathlib
 
 import ml_collections
@@ -8,6 +9,8 @@ import ml_collections
 from saol_jax.config import differences
 from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -44,8 +47,31 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     UserError: it belongs to a run with another config, or cannot be written.
   """
   check_config(config, workdir)
-  if not is_main_process():
-    return
+  if is_main_process():
+    _write(config, workdir)
+
+
+def put_back(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+  """Makes the folder of a run again where it has vanished while the run went on.
+
+  Returns:
+    Whether `config.json` was gone.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  if not is_main_process() or (workdir / "config.json").exists():
+    return False
+  logger.warning(
+    "WORKDIR VANISHED: %s or its config.json is gone. It is made anew, and training goes on from "
+    "memory; what was saved before is wherever the folder is now",
+    workdir,
+  )
+  _write(config, workdir)
+  return True
+
+
+def _write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
