@@ -12,6 +12,7 @@ import time
 import jax
 import pytest
 
+from benchmarks.faults import comparison
 from saol_jax.checkpoint import Checkpoints
 from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
@@ -95,6 +96,45 @@ def test_latest_two_and_the_best_are_kept(tmp_path):
   assert checkpoints.steps == [20, 40, 50]
   assert (checkpoints.best, checkpoints.latest) == (20, 50)
   checkpoints.close()
+
+
+@pytest.mark.parametrize("moment", ["between saves", "in a save"])
+def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, caplog, moment):
+  state = jax.device_put(undisturbed[1])
+  at_step = {step: state.replace(step=jax.numpy.int32(step)) for step in (10, 20, 30)}
+  checkpoints = Checkpoints(tmp_path, {})
+  checkpoints.save(at_step[10])
+  checkpoints.wait()
+  checkpoints.save(at_step[20])
+  if moment == "between saves":
+    checkpoints.wait()
+  shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+  if moment == "in a save":
+    checkpoints.save_for_good(at_step[20])
+    assert checkpoints.steps == [20]
+  checkpoints.save_for_good(at_step[30])
+  assert checkpoints.latest == 30
+  assert caplog.text.count("CHECKPOINTS VANISHED") == 1
+  assert_identical(at_step[30], checkpoints.restore(state))
+  checkpoints.close()
+
+
+def test_comparison_of_the_fault_benchmark_sees_what_is_lost(undisturbed, tmp_path):
+  experiment, copy = Experiment(resolve(tiny_config())), tmp_path / "copy"
+  shutil.copytree(undisturbed[0], copy)
+  assert comparison.differences(undisturbed[0], copy, experiment, best_is_kept=True) == []
+  log = (copy / "metrics.jsonl").read_text().splitlines()
+  log[0] = log[0].replace('"train/loss": ', '"train/loss": 1')
+  (copy / "metrics.jsonl").write_text("\n".join(log))
+  (copy / "config.json").write_text("{}")
+  shutil.rmtree(copy / "checkpoints" / "12")
+  found = comparison.differences(undisturbed[0], copy, experiment, best_is_kept=False)
+  starts = [
+    "metrics.jsonl, line 1:",
+    "the latest checkpoint is step 10 ",
+    "config.json is different",
+  ]
+  assert [line.startswith(start) for line, start in zip(found, starts, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize("moment", ["before the first step", "step 3", "step 6", "in evaluation"])

@@ -1,0 +1,109 @@
+"""Faults at random moments of real runs, which are started again and must lose nothing.
+
+  python benchmarks/fault_injection.py --rounds 3
+
+A run through main.py is left alone. Others of the same config suffer faults, up to four in a row,
+and are started again each time; then they must have the same checkpoints, bit for bit, and the same
+log. Each kind of fault comes up once a round, in random order. Ends with code 1 if anything was
+lost.
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+if __package__ in (None, ""):  # started as a file
+  sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import record
+from benchmarks.faults.bench import FIELDS, Bench, Drawn
+from benchmarks.faults.disk import Disk
+from benchmarks.faults.kinds import KINDS
+from saol_jax import console
+
+_MEGABYTES = 64  # of the small file system
+
+
+def draw(rounds: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Drawn]:
+  """Each kind once a round, all in random order."""
+  rng = random.Random(seed)
+  names = [name for _ in range(rounds) for name in kinds]
+  rng.shuffle(names)
+  return [Drawn(name, rng.randrange(1 << 32)) for name in names]
+
+
+def main() -> None:
+  """Strikes, prints a table, writes JSON."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rounds", type=int, default=3, help="how often each kind comes up")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+  output = record.RESULTS / "fault_injection_cpu.json"
+  parser.add_argument("--output", type=pathlib.Path, default=output)
+  options = parser.parse_args()
+  record.check_output(options.output)
+  described = record.describe_run()
+  console.set_up(speak=False)
+
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="fault_injection_"))
+  disk = Disk(folder / "disk", _MEGABYTES)
+  try:
+    bench = Bench(folder, disk)
+    possible = tuple(name for name in options.kinds if bench.can[name])
+    skipped = [name for name in options.kinds if name not in possible]
+    print(f"the undisturbed run: {bench.undisturbed():.0f} s", flush=True)
+    results, faults = [], draw(options.rounds, options.seed, possible)
+    for number, drawn in enumerate(faults, 1):
+      results.append(bench.suffer(drawn))
+      _say(number, len(faults), results[-1])
+    results[-1]["problems"] += bench.finish()
+  finally:
+    disk.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+  print("\n" + table(results, skipped))
+  print(f"{len(results)} faults in {bench.compared} runs, each compared with the undisturbed one")
+  result = {"run": described, "fields": FIELDS, "rounds": options.rounds, "seed": options.seed}
+  result |= {"runs_compared": bench.compared, "skipped": skipped, "faults": results}
+  record.write(options.output, result)
+  lost = [problem for result in results for problem in result["problems"]]
+  if lost:
+    sys.exit("\n".join(["", "LOST:", *lost]))
+
+
+def _say(number: int, count: int, result: dict) -> None:
+  problems = "; ".join(result["problems"]) or "good"
+  print(
+    f"fault {number} of {count}: {result['kind']}, {result['when']}: code {result['code']}, newest "
+    f"checkpoint {result['newest_checkpoint']}, {result['seconds']:.0f} s: {problems}",
+    flush=True,
+  )
+
+
+def table(results: list[dict], skipped: list[str]) -> str:
+  """A row for each kind of fault."""
+  by_kind = collections.defaultdict(list)
+  for result in results:
+    by_kind[result["kind"]].append(result)
+  rows = []
+  for kind in KINDS:
+    found = by_kind[kind]
+    if found:
+      codes = collections.Counter(result["code"] for result in found)
+      ended = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
+      lost = sum(bool(result["problems"]) for result in found)
+      rows.append([kind, str(len(found)), ended, str(len(found) - lost), str(lost)])
+    elif kind in skipped:
+      rows.append([kind, "0", "not possible on this machine", "", ""])
+  header = ["fault", "times", "exit codes", "bitwise as undisturbed", "something lost"]
+  return record.markdown(header, rows, text_columns=1)
+
+
+if __name__ == "__main__":
+  record.run(main)
