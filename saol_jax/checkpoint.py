@@ -2,7 +2,9 @@
 
 import errno
 import logging
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -261,5 +263,8 @@ def _best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
 
 
 def _first_line(error: BaseException) -> str:
-  """What went wrong, in one line."""
+  """What went wrong, in one line; where TensorStore quotes the system's number, in its words."""
+  number = re.search(r"os_error_code='(\d+)'", str(error))
+  if number:
+    return os.strerror(int(number[1]))
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
