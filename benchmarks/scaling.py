@@ -6,9 +6,10 @@
 
 Nothing is run: the training step is compiled for so many devices, on `tpu` and `cuda` by the real
 compilers (see benchmarks/targets.py), with a batch that grows with them, and the collectives are
-read from the program. Bytes are those of what a collective leaves on one device: of the sums. Memory of a device: what the program asks for, arguments + results + temporaries; on `cuda`
-convolutions may want a workspace on top, since their algorithms are chosen on the card. Different
-norm groups and batches are `--norm_group` and `--per_device`.
+read from the program. Bytes are those of what a collective leaves on one device: of the sums.
+Memory of a device: what the program asks for, arguments + results + temporaries; on `cuda`
+convolutions may want a workspace on top, since their algorithms are chosen on the card. Other norm
+groups and batches are `--norm_group` and `--per_device`.
 """
 
 import argparse
