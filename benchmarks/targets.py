@@ -49,7 +49,7 @@ KINDS = {"cpu": "fake devices", "tpu": "TPU v5e", "cuda": "H100, 8 a host"}
 
 def prepare(target: str, most: int) -> None:
   """Settles what has to be settled before JAX starts, for up to `most` devices."""
-  os.environ["JAX_PLATFORMS"] = "cpu"  # where shapes are computed
+  jax.config.update("jax_platforms", "cpu")  # where shapes are computed
   if target == "cpu":
     jax.config.update("jax_num_cpu_devices", most)
   if target == "tpu":  # or libtpu asks the cloud where it is, and complains that nobody answers
