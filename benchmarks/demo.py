@@ -9,6 +9,7 @@ Each run is a `main.py` of its own, timed as a whole, with compilation and pictu
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -71,8 +72,9 @@ def train(argument: str, seed: int, steps: int | None) -> dict[str, float]:
     ]
     if steps:
       command.append(f"--config.num_train_steps={steps}")
+    fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     start = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=fresh)
     seconds = time.monotonic() - start
     subprocess.run([*command, "--mode=localize"], check=True, stdout=subprocess.DEVNULL)
     found = json.loads((pathlib.Path(workdir) / "localization_test_latest.json").read_text())

@@ -35,6 +35,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -64,10 +65,12 @@ _SEED = 0
 class SyntheticExperiment(Experiment):
   """An experiment on images in memory instead of a prepared data set."""
 
-  def __init__(self, config: ml_collections.ConfigDict, images: ArraySource):
+  def __init__(
+    self, config: ml_collections.ConfigDict, images: ArraySource, mesh: Mesh | None = None
+  ):
     """Builds everything that a run with this resolved config has."""
     self._images = images
-    super().__init__(config)
+    super().__init__(config, mesh)
 
   def source(self, split: str) -> ArraySource:
     """The same images for every split."""
@@ -83,8 +86,9 @@ def main() -> None:
   record.check_output(output)
   result = record.describe_run()
   images = synthetic_images(options)
+  mode = {"deterministic": options.deterministic}
   experiments = {
-    name: SyntheticExperiment(make_config(options, changes), images)
+    name: SyntheticExperiment(make_config(options, changes | mode), images)
     for name, (_, changes) in VARIANTS.items()
   }
   config = experiments["saol"].config
@@ -175,7 +179,7 @@ def compile_training(
     numbers[name]["memory"] = {
       "allocator_peak_bytes": _peak_bytes(device),
       "allocator_peak_bytes_before": peak_before,
-      "program_bytes": _program_bytes(steps[name]),
+      "program_bytes": program_bytes(steps[name]),
     }
   choose_memory([variant["memory"] for variant in numbers.values()])
   return numbers, steps
@@ -357,7 +361,7 @@ def _peak_bytes(device: jax.Device) -> int | None:
   return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def _program_bytes(compiled: Any) -> int:
+def program_bytes(compiled: Any) -> int:
   """Memory of one device that a compiled program needs; donated arguments count once."""
   memory = compiled.memory_analysis()
   return (
@@ -381,6 +385,9 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
   parser.add_argument("--dtype", default="auto", help="float32, bfloat16; auto: by device")
+  parser.add_argument(
+    "--deterministic", action="store_true", help="as --config.deterministic; changes GPUs alone"
+  )
   parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each variant")
   parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
   parser.add_argument(

@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 from absl import flags
 
-from saol_jax import console, distributed, errors
+from saol_jax import compilation_cache, console, distributed, errors
 
 # A person can mend these; another OSError is a bug of ours, and its traceback is wanted.
 _OF_THE_DISK = {
@@ -77,6 +77,7 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
     join: makes one run of several processes, for programs that can do that; the first one speaks.
   """
   console.set_up()
+  compilation_cache.set_up()
   who = ""
   try:
     if join is not None:

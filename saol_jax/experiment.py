@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from saol_jax.data import BadImages, Geometry, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
@@ -39,7 +40,7 @@ class Experiment:
     config: resolved.
     train: the training split.
     info: of the data set.
-    mesh: of all devices.
+    mesh: of the devices, one axis `data`.
     model: as pure functions.
     heads: those that are trained, the main one first.
     num_train_steps: length of the run.
@@ -48,14 +49,18 @@ class Experiment:
     init, train_step, eval_step: jitted, see `train_step`.
   """
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
     """Loads the training data and builds everything from a resolved config.
+
+    Args:
+      config: resolved.
+      mesh: of other devices than all that there are.
 
     Raises:
       UserError: unknown names, data that is not there, or sizes that do not fit together.
     """
     self.config = config
-    self.mesh = data_mesh()
+    self.mesh = data_mesh() if mesh is None else mesh
     _check_batch_size(config, self.mesh.size)
     self.train = self.source("train")
     self.info = self.train.info
@@ -72,7 +77,7 @@ class Experiment:
     self.multipliers.check(jax.eval_shape(self.model.init, jax.random.key(0)).params)
     self.init = make_init(config, self.model, optimizer, self.mesh)
     self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
-    self.eval_step = make_eval_step(self.info, self.model, self.heads, self.mesh)
+    self.eval_step = make_eval_step(config, self.info, self.model, self.heads, self.mesh)
 
   @property
   def eval_split(self) -> str:

@@ -44,9 +44,10 @@ def finish(
   files = {
     "checkpoints": str(workdir / "checkpoints"),
     "metrics": str(workdir / "metrics.jsonl"),
-    "TensorBoard": str(workdir / "tensorboard"),
     "curves": str(workdir / "curves.png"),
   }
+  if (workdir / "tensorboard").is_dir():
+    files["TensorBoard"] = str(workdir / "tensorboard")
   draw_curves(workdir / "curves.png", records)
   predictions = figures.at_the_end(state)
   if predictions is not None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import ml_collections
-from clu import parameter_overview
 
 from saol_jax import workdir as workdirs
 from saol_jax.checkpoint import Checkpoints, has_checkpoints
@@ -203,8 +202,7 @@ def _restore_or_init(
 def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
   """Says what will be trained on what."""
   config, info = experiment.config, experiment.info
-  overview = parameter_overview.get_parameter_overview(state.variables.params, include_stats=False)
-  logger.info("%s", overview)
+  logger.info("%s", _overview(state.variables.params))
   if experiment.multipliers.rules:
     logger.info("Learning rates: %s", experiment.multipliers.describe(state.variables.params))
   logger.info(
@@ -228,6 +226,15 @@ def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
       "The best checkpoint is chosen on the test split: report the last one, or hold out a share "
       "of train with --config.data.validation=0.1"
     )
+
+
+def _overview(params: dict) -> str:
+  """A table of the parameters, or their number where clu, which draws it, is not installed."""
+  try:
+    from clu import parameter_overview
+  except ImportError:
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters"
+  return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def _log_progress(

@@ -16,7 +16,7 @@ from saol_jax import cutmix, losses
 from saol_jax.accumulation import Batch, mean_over_parts
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
-from saol_jax.distributed import replicated, split_batch
+from saol_jax.distributed import compiler_options, replicated, split_batch
 from saol_jax.metrics import classification_sums, confusion_counts
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
 from saol_jax.multipliers import Multipliers
@@ -219,11 +219,16 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(replicated(mesh), split_batch(mesh)),
     out_shardings=replicated(mesh),
+    compiler_options=compiler_options(mesh, deterministic=config.deterministic),
   )
 
 
 def make_eval_step(
-  info: DatasetInfo, model: FunctionalModel, heads: tuple[str, ...], mesh: Mesh
+  config: ml_collections.ConfigDict,
+  info: DatasetInfo,
+  model: FunctionalModel,
+  heads: tuple[str, ...],
+  mesh: Mesh,
 ) -> Callable[[Variables, Batch], dict[str, dict[str, jax.Array]]]:
   """A jitted function from a batch with a `mask` (B,) to each head's sums, see `metrics`.
 
@@ -243,6 +248,7 @@ def make_eval_step(
     eval_step,
     in_shardings=(replicated(mesh), split_batch(mesh)),
     out_shardings=replicated(mesh),
+    compiler_options=compiler_options(mesh, deterministic=config.deterministic),
   )
 
 

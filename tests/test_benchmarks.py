@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, input, localise, predict, record, step
+from benchmarks import heads, input, localise, predict, record, scaling, step
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.data import ArraySource
@@ -57,6 +57,41 @@ def check_description(result: dict) -> None:
   assert result["device"]["count"] == 1
   assert result["versions"]["flax"] == metadata.version("flax")
   assert result["date"].endswith("+00:00")
+
+
+def test_eight_devices_exchange_no_more_than_four(tmp_path):
+  """One all-reduce of the gradients and the running statistics; a few scalars on top."""
+  output = tmp_path / "scaling.json"
+  sizes = f"--image_size={PIXELS} --num_classes={CLASSES} --width={WIDTH} --per_device=4".split()
+  code, printed = call(
+    "scaling.py", "--backbone=resnet8", "--devices", "4", "8", *sizes, f"--output={output}",
+    "--norm_group=4", "--dtype=float32",
+  )  # fmt: skip
+  assert code == 0, printed
+  four, eight = json.loads(output.read_text())["programs"]
+  assert (four["devices"], eight["devices"]) == (4, 8)
+  assert four["collectives"] == eight["collectives"]
+  assert set(eight["collectives"]) == {"all-reduce"}
+  sums = eight["collectives"]["all-reduce"]
+  assert sums["number"] == 1
+  expected = 4 * parameters(width=WIDTH) + eight["statistics_bytes"]
+  assert eight["parameter_bytes"] == 4 * parameters(width=WIDTH)
+  assert expected < sums["bytes"] < expected + 100
+  assert [row[3] for row in rows(printed) if row[0] == "SAOL"] == ["1", "1"]
+
+
+def test_collectives_are_counted_with_their_bytes():
+  program = """
+    %all-reduce.1 = (f32[3,5]{1,0}, bf16[7]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%add
+    %all-reduce-start.2 = f32[] all-reduce-start(%c), channel_id=2, to_apply=%add
+    %all-reduce-done.2 = f32[] all-reduce-done(%all-reduce-start.2)
+    %ag = (u8[2]{0}, u8[8]{0}) all-gather-start(%d), channel_id=3, dimensions={0}
+    %fusion = f32[3,5]{1,0} fusion(%all-reduce.1), kind=kLoop, calls=%f
+  """
+  assert scaling.collectives(program) == {
+    "all-reduce": {"number": 2, "bytes": 3 * 5 * 4 + 7 * 2 + 4},
+    "all-gather": {"number": 1, "bytes": 8},
+  }
 
 
 # heads.py ---------------------------------------------------------------------

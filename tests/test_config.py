@@ -75,6 +75,7 @@ BAD = {
 # Checked against what is known elsewhere (data sets, backbones, schedules, ...), or any value goes.
 UNCHECKED = {
   "num_epochs",
+  "deterministic",
   "figures",
   "model.name",
   "model.head",

@@ -230,18 +230,20 @@ def test_baseline_runs_to_the_end_and_is_evaluated(tmp_path):
 
 
 def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):
-  blocked = tmp_path / "blocked" / "tensorflow"
-  blocked.mkdir(parents=True)
-  (blocked / "__init__.py").write_text("raise ModuleNotFoundError(name='tensorflow')\n")
+  blocked = tmp_path / "blocked"
+  blocked.mkdir()
+  for name in ("tensorflow", "tensorflow_datasets", "clu"):
+    (blocked / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})\n")
   monkeypatch.setattr(
     "tests.support.environment",
-    lambda devices: environment(devices) | {"PYTHONPATH": f"{blocked.parent}:{ROOT}"},
+    lambda devices: environment(devices) | {"PYTHONPATH": f"{blocked}:{ROOT}"},
   )
   workdir = tmp_path / "run"
   code, output = run(command(workdir))  # as in other tests, whose compiled steps serve again
   assert code == 0, output
   assert "No TensorBoard events: tensorflow is not installed" in output
   assert not (workdir / "tensorboard").exists()
+  assert str(workdir / "tensorboard") not in output
   assert records(workdir)[-1]["step"] == 12
 
 

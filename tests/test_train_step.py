@@ -1,5 +1,6 @@
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,7 @@ from tests.support import assert_identical, leaves, mesh_of, tiny_config
 @functools.cache
 def experiment_on(devices: int, **changes) -> Experiment:
   """Shared, since its compiled steps are what these tests spend their time on."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(devices))
-    return Experiment(resolve(tiny_config(**changes)))
+  return Experiment(resolve(tiny_config(**changes)), mesh_of(devices))
 
 
 def run_steps(experiment: Experiment, number: int):
@@ -237,3 +236,17 @@ def test_batches_lie_where_the_mesh_says():
   assert [len(part) for part in parts] == [4, 4, 4, 4]
   np.testing.assert_array_equal(np.concatenate(parts), Loader(experiment.train, 16, 0)[0]["label"])
   assert distributed.replicated(experiment.mesh).is_fully_replicated
+
+
+def test_deterministic_mode_is_asked_of_gpus_alone():
+  """On CPUs and TPUs the flag is not known or not needed."""
+
+  def asked(platform: str, deterministic: bool) -> dict[str, bool]:
+    device = SimpleNamespace(platform=platform)
+    mesh = SimpleNamespace(devices=np.array([device]))
+    return distributed.compiler_options(mesh, deterministic=deterministic)
+
+  assert asked("gpu", True) == {"xla_gpu_deterministic_ops": True}
+  assert asked("gpu", False) == asked("cpu", True) == asked("tpu", True) == {}
+  state, _ = run_steps(experiment_on(1, deterministic=True), 1)
+  assert_identical(state, run_steps(experiment_on(1), 1)[0])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.backbones import layers
+from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.registry import register
 from saol_jax.norm import GhostBatchNorm
 
@@ -72,7 +72,7 @@ class Transition(nnx.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """(B, H, W, C) -> (B, H // stride, W // stride, C // 2)."""
     x = self.conv(nnx.relu(self.norm(x, train=train)))
-    return layers.average_pool(x, 2, 2, "VALID") if self.stride == 2 else x
+    return pooling.average_pool(x, 2, 2, "VALID") if self.stride == 2 else x
 
 
 class DenseNet(nnx.Module):
@@ -151,7 +151,7 @@ class DenseNet(nnx.Module):
     """
     x = self.stem(images.astype(self.dtype))
     if self.norm:
-      x = layers.max_pool(nnx.relu(self.norm(x, train=train)))
+      x = pooling.max_pool(nnx.relu(self.norm(x, train=train)))
     maps = []
     for i, stage in enumerate(self.stages):
       if i:

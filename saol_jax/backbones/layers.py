@@ -1,4 +1,4 @@
-"""Convolution, pooling, squeeze-and-excitation and dropping, with conventions shared by all."""
+"""Convolution, squeeze-and-excitation and dropping, with conventions shared by all."""
 
 import jax
 import jax.numpy as jnp
@@ -110,42 +110,6 @@ def check_size(images: jax.Array, least: int) -> None:
       f"images of {height} x {width} pixels are too small for this backbone, which cuts them into "
       f"patches: the shorter side needs {least}. Enlarge them, or choose another backbone."
     )
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """Halves a map by 3x3 maxima at stride 2, padded with -inf by 1 on both sides as in PyTorch.
-
-  Args:
-    x: (B, H, W, C).
-
-  Returns:
-    (B, ceil(H / 2), ceil(W / 2), C), of the type of x.
-  """
-  return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def average_pool(x: jax.Array, size: int, stride: int, padding: str) -> jax.Array:
-  """Means over windows, of the cells that there are, taken in float32.
-
-  Args:
-    x: (B, H, W, C).
-    size: side of a window.
-    stride: 1 or 2.
-    padding: "VALID" to leave out what does not fill a window; "SAME" to keep ceil(side / stride)
-      windows, as few as possible of them over the border and the odd one at the far end: for 2x2
-      at stride 2, PyTorch's `ceil_mode`.
-
-  Returns:
-    (B, h, w, C), of the type of x.
-  """
-  means = nnx.avg_pool(
-    x.astype(jnp.float32),
-    (size, size),
-    strides=(stride, stride),
-    padding=padding,
-    count_include_pad=False,
-  )
-  return means.astype(x.dtype)
 
 
 def pad_channels(x: jax.Array, channels: int) -> jax.Array:

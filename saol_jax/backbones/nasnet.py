@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.backbones import layers
+from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.registry import register
 from saol_jax.norm import GhostBatchNorm
 
@@ -100,11 +100,11 @@ class FactorizedReduction(nnx.Module):
 
 
 def _max(x: jax.Array, stride: int) -> jax.Array:
-  return nnx.max_pool(x, (3, 3), strides=(stride, stride), padding="SAME")
+  return pooling.max_pool(x, 3, stride, pooling.same_padding(x.shape, 3, stride))
 
 
 def _mean(x: jax.Array, stride: int = 1) -> jax.Array:
-  return layers.average_pool(x, 3, stride, "SAME")
+  return pooling.average_pool(x, 3, stride, "SAME")
 
 
 class NormalCell(nnx.Module):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.backbones import layers
+from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.registry import register
 from saol_jax.backbones.shake_drop import ShakeDrop
 from saol_jax.norm import GhostBatchNorm
@@ -69,7 +69,7 @@ class PyramidBlock(nnx.Module):
     if self.shake_drop:
       y = self.shake_drop(y, train=train)
     if self.stride == 2:
-      x = layers.average_pool(x, 2, 2, "SAME")
+      x = pooling.average_pool(x, 2, 2, "SAME")
     return y + layers.pad_channels(x, self.channels)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.backbones import layers
+from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.backbones.registry import register
 from saol_jax.norm import GhostBatchNorm
@@ -197,7 +197,7 @@ class ResNet(nnx.Module):
       Four (B, h, w, c) maps in `dtype`, coarse last; h = ceil(H / stage stride), likewise w.
     """
     x = self.stem(images.astype(self.dtype))
-    x = layers.max_pool(nnx.relu(self.norm(x, train=train)))
+    x = pooling.max_pool(nnx.relu(self.norm(x, train=train)))
     maps = []
     for blocks in self.stages:
       for block in blocks:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.backbones import layers
+from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.registry import register
 
 
@@ -68,7 +68,7 @@ class VGG(nnx.Module):
     maps = []
     for i, convs in enumerate(self.stages):
       if i and (i < len(self.stages) - 1 or self.last_stride == 2):
-        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        x = pooling.max_pool(x, size=2, stride=2, padding=((0, 0), (0, 0)))
       for conv in convs:
         x = nnx.relu(conv(x))
       maps.append(x)

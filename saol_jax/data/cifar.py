@@ -1,16 +1,20 @@
-"""CIFAR-10 and CIFAR-100 as TFDS prepares them, read into memory without TensorFlow.
+"""CIFAR-10 and CIFAR-100, read into memory without TensorFlow.
 
-Krizhevsky 2009, "Learning multiple layers of features from tiny images". The order of the examples
-is TFDS's, which is not that of the official files.
+Krizhevsky 2009, "Learning multiple layers of features from tiny images". They come from the files
+that their authors publish, or from TFDS's preparation, which shuffles them. Here their order is a
+function of what they show, so that a run does not depend on where its data came from.
 """
 
+import hashlib
 import io
 
 import numpy as np
 from PIL import Image
 
+from saol_jax.data import cifar_files
 from saol_jax.data.prepared import check_split, import_tfds, open_prepared
 from saol_jax.data.source import ArraySource, DatasetInfo, train_or_validation
+from saol_jax.errors import UserError
 
 # Mean and std of each channel over all pixels of the 50,000 training images, as a share of 255.
 # CIFAR-100's are recomputed by a test; CIFAR-10's are those widely quoted under this definition
@@ -30,22 +34,50 @@ def load(
   Args:
     name: "cifar10" or "cifar100" (the 100 fine labels).
     split: "train", "validation" or "test".
-    data_dir: the TFDS folder that holds `name`; None for TFDS's default, $TFDS_DATA_DIR or
-      ~/tensorflow_datasets.
+    data_dir: the folder that holds the published archive, such as `cifar-100-python.tar.gz`, or
+      what it unpacks to, or else the TFDS folder that holds `name`; None for TFDS's default,
+      $TFDS_DATA_DIR or ~/tensorflow_datasets.
     validation: in [0, 1), the share of train held out, equal in every class.
 
   Returns:
-    Images of 32 x 32.
+    Images of 32 x 32, in the order of their checksums.
 
   Raises:
-    UserError: TFDS is not installed, the data set is not prepared under `data_dir`, or prepared
-      incompletely or in a format without random access, or `validation` leaves a split empty.
+    UserError: a published file is damaged; or there is none, and TFDS is not installed, the data
+      set is not prepared under `data_dir`, or prepared incompletely or in a format without random
+      access; or `validation` leaves a split empty.
   """
   stored = "test" if split == "test" else "train"
-  builder = open_prepared(name, data_dir)
-  check_split(builder, stored)
+  published = cifar_files.find(name, data_dir)
+  if published is not None:
+    arrays = cifar_files.read(name, stored, published)
+  else:
+    arrays = read_prepared(name, stored, data_dir)
+  arrays = _in_order(arrays)
+
+  mean, std = _STATISTICS[name]
+  info = DatasetInfo(arrays.class_names, mean, std)
+  source = ArraySource(arrays.images, arrays.labels, info)
+  if stored == "test" or not validation:
+    return source
+  keep = train_or_validation(arrays.labels, split, validation)
+  return ArraySource(arrays.images[keep], arrays.labels[keep], info)
+
+
+def read_prepared(name: str, split: str, data_dir: str | None) -> cifar_files.Arrays:
+  """Reads "train" or "test" from TFDS's preparation, in its order.
+
+  Raises:
+    UserError: see `load`.
+  """
+  try:
+    builder = open_prepared(name, data_dir)
+  except UserError as error:
+    archive = cifar_files.LAYOUTS[name].archive
+    raise UserError(f"no {archive} in data.data_dir={data_dir or ''!r}, and {error}") from error
+  check_split(builder, split)
   skip = import_tfds().decode.SkipDecoding()
-  records = builder.as_data_source(stored, decoders={"image": skip}, file_format="array_record")
+  records = builder.as_data_source(split, decoders={"image": skip}, file_format="array_record")
   images = np.empty((len(records), *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(len(records), np.int32)
   for start in range(0, len(records), _BATCH):
@@ -53,11 +85,15 @@ def load(
     for i, record in enumerate(batch, start):
       images[i] = Image.open(io.BytesIO(record["image"]))
       labels[i] = record["label"]
+  return cifar_files.Arrays(images, labels, tuple(builder.info.features["label"].names))
 
-  mean, std = _STATISTICS[name]
-  info = DatasetInfo(tuple(builder.info.features["label"].names), mean, std)
-  source = ArraySource(images, labels, info)
-  if stored == "test" or not validation:
-    return source
-  keep = train_or_validation(labels, split, validation)
-  return ArraySource(images[keep], labels[keep], info)
+
+def _in_order(arrays: cifar_files.Arrays) -> cifar_files.Arrays:
+  """Sorts by a checksum of image and label: no order that means anything, and always the same."""
+  images, labels = arrays.images, arrays.labels
+  checksums = [
+    hashlib.sha256(image.tobytes() + label.tobytes())
+    for image, label in zip(images, labels.astype("<i4"), strict=True)
+  ]
+  order = sorted(range(len(labels)), key=lambda i: checksums[i].digest())
+  return cifar_files.Arrays(images[order], labels[order], arrays.class_names)

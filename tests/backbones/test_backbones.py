@@ -23,7 +23,6 @@ from tests.backbones.numerics import (
   images,
   leaves,
   map_shapes,
-  numpy_average_pool,
   numpy_conv,
   numpy_max_pool,
   numpy_norm,
@@ -312,19 +311,6 @@ def test_a_bias_is_there_where_it_is_asked_for():
   layer.bias[...] = jnp.arange(3, dtype=jnp.float32)
   zeros = jnp.zeros((1, 2, 2, 2), jnp.float32)
   np.testing.assert_array_equal(layer(zeros), np.broadcast_to([0.0, 1.0, 2.0], (1, 2, 2, 3)))
-
-
-@pytest.mark.parametrize("side", [8, 9])
-def test_max_pool_pads_with_minus_infinity(side):
-  x = images(height=side, width=side + 3) - 10  # all negative: padding with 0 would win
-  np.testing.assert_array_equal(layers.max_pool(jnp.asarray(x)), numpy_max_pool(x))
-
-
-@pytest.mark.parametrize("partial", [True, False])
-def test_average_pool_of_odd_sides(partial):
-  x = images(height=5, width=6)
-  got = layers.average_pool(jnp.asarray(x), 2, 2, "SAME" if partial else "VALID")
-  np.testing.assert_allclose(got, numpy_average_pool(x, partial), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("bottleneck", "last_stride"), [(False, 2), (True, 2), (True, 1)])

@@ -1,0 +1,154 @@
+"""Table and plot of the runs that benchmarks/cifar.py has recorded.
+
+  python benchmarks/cifar_report.py benchmarks/results/cifar100_wrn_40_2_DEVICE.json --readme
+
+prints the table, writes the plot beside the file, and with --readme puts both into README.md,
+between the lines `<!-- NAME.json -->` and `<!-- end of NAME.json -->`, which must be there.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from benchmarks import record
+from saol_jax.errors import UserError
+from saol_jax.report import DPI, GREY, INK, PALE, save
+
+# What is reported: name, variant, head.
+ROWS = (
+  ("(a) GAP-FC", "gap", "gap"),
+  ("(b) GAP-FC + CutMix", "gap_cutmix", "gap"),
+  ("(c) SAOL + CutMix, L_SL", "saol_sl", "saol"),
+  ("(d) + L_SS1", "saol_ss1", "saol"),
+  ("(e) + L_SS2", "saol_ss2", "saol"),
+  ("(f) + L_SD: SAOL", "saol", "saol"),
+  ("(g) + L_SD: its GAP-FC", "saol", "gap"),
+)
+_COLOURS = {"saol": ("SAOL output", "#0969da"), "gap": ("GAP-FC output", "#e16f24")}
+
+
+def main() -> None:
+  """Prints the table, writes the plot, perhaps rewrites README.md."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("results", type=pathlib.Path)
+  parser.add_argument("--readme", action="store_true")
+  options = parser.parse_args()
+  try:
+    results = json.loads(options.results.read_text())
+    text = table(results)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{options.results} is no file of benchmarks/cifar.py: {error!r}") from error
+  print(text)
+  picture = options.results.with_suffix(".png")
+  draw(results, picture)
+  print(f"\nwritten: {picture}")
+  if options.readme:
+    readme = record.ROOT / "README.md"
+    place = picture.resolve().relative_to(record.ROOT)
+    alt = f"CIFAR-100, {results['backbone']}: top-1 of each run"
+    block = f"{text}\n\n![{alt}]({place})"
+    readme.write_text(replaced(readme.read_text(), options.results.name, block))
+    print(f"written: {readme}")
+
+
+def replaced(text: str, name: str, block: str) -> str:
+  """A text with the lines between its two marks of that name replaced.
+
+  Raises:
+    UserError: the marks are not there.
+  """
+  begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+  before, found, rest = text.partition(begin)
+  _, closed, after = rest.partition(end)
+  if not (found and closed):
+    raise UserError(f"README.md lacks the lines {begin.strip()} and {end.strip()}; add them first")
+  return before + begin + block + "\n" + end + after
+
+
+def of_row(results: dict[str, Any], variant: str, head: str) -> list[dict[str, Any]]:
+  """A head's scores in all runs of a variant, by seed."""
+  runs = sorted(results["runs"], key=lambda run: run["seed"])
+  return [run["heads"][head] for run in runs if run["variant"] == variant]
+
+
+def table(results: dict[str, Any]) -> str:
+  """A Markdown table: mean and standard deviation over seeds."""
+  rows = []
+  for name, variant, head in ROWS:
+    found = of_row(results, variant, head)
+    if not found:
+      continue
+    runs = [run for run in results["runs"] if run["variant"] == variant]
+    rows.append(
+      [
+        name,
+        str(len(found)),
+        spread([100 * own["last"]["top1"] for own in found], 2),
+        spread([100 * own["best"]["top1"] for own in found], 2),
+        spread([own["last"]["nll"] for own in found], 3),
+        spread([100 * own["last"]["ece"] for own in found], 2),
+        f"{statistics.mean(run['images_per_second'] for run in runs):,.0f}",
+        f"{statistics.mean(run['seconds'] for run in runs) / 60:,.1f}",
+      ]
+    )
+  header = ["run", "seeds", "top-1 %, last epoch", "best epoch", "NLL", "ECE %", "images/s", "min"]
+  return record.markdown(header, rows, text_columns=1)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+  """Mean and, of several, standard deviation."""
+  mean = f"{statistics.mean(values):.{digits}f}"
+  return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes a PNG: top-1 by run, a point a seed, the mean as a bar."""
+  figure = Figure(figsize=(10, 4.5), dpi=DPI, layout="constrained")
+  canvas = FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  for x, (_, variant, head) in enumerate(ROWS):
+    found, colour = of_row(results, variant, head), _COLOURS[head][1]
+    for offset, kind, fill in ((-0.12, "last", colour), (0.12, "best", "white")):
+      values = [100 * own[kind]["top1"] for own in found]
+      if values:
+        places = [x + offset] * len(values)
+        axes.scatter(places, values, s=36, facecolor=fill, edgecolor=colour, zorder=3)
+        mean = statistics.mean(values)
+        axes.hlines(mean, x + offset - 0.1, x + offset + 0.1, color=colour, linewidth=2)
+  axes.set_xticks(range(len(ROWS)), [wrapped(name) for name, _, _ in ROWS], fontsize=8)
+  axes.set_xlim(-0.5, len(ROWS) - 0.5)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["bottom", "left"]].set_color(PALE)
+  axes.tick_params(colors=GREY, length=0)
+  axes.grid(axis="y", color=PALE, linewidth=0.6)
+  axes.set_ylabel("test top-1, %", color=GREY, fontsize=9)
+  title = f"CIFAR-100, {results['backbone']}, {results['epochs']:g} epochs: a point a seed"
+  axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=24)
+  marks = [(name, colour, colour) for name, colour in _COLOURS.values()]
+  marks += [("last epoch", GREY, GREY), ("best epoch", GREY, "white")]
+  handles = [
+    Line2D([], [], marker="o", linestyle="", color=edge, markerfacecolor=fill, label=name)
+    for name, edge, fill in marks
+  ]
+  place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.99), "borderaxespad": 0.2}
+  axes.legend(handles=handles, ncols=4, frameon=False, fontsize=9, labelcolor=INK, **place)
+  save(canvas, path)
+
+
+def wrapped(name: str) -> str:
+  """A row's name in two lines."""
+  return name.replace(": ", ":\n").replace(" + CutMix", "\n+ CutMix")
+
+
+if __name__ == "__main__":
+  record.run(main)
