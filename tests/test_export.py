@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_damage_is_named(exported, tmp_path):
   (folder / "model.json").write_text("{")
   with pytest.raises(UserError, match="--mode=export"):
     load(folder)
+
+
+def test_hostile_pickles_in_a_checkpoint_are_not_executed(exported, tmp_path):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  marker = tmp_path / "marker"
+  payload = b"cos\nmkdir\n(S'%b'\ntR." % bytes(marker)
+  pickle.loads(payload)
+  marker.rmdir()  # it would have been made
+  for path in (folder / "checkpoint").rglob("*"):
+    if path.is_file():
+      path.write_bytes(payload)
+  with pytest.raises(UserError, match="cannot be restored"):
+    load(folder)
+  assert not marker.exists()
 
 
 def test_a_folder_of_something_else_is_refused(run, tmp_path):

@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from saol_jax.norm import GhostBatchNorm
+from saol_jax.norm import GhostBatchNorm, normalise_groups
 
 
 def make(channels=5, **options):
@@ -102,6 +104,31 @@ def test_gradients_go_through_the_statistics_of_the_batch():
   np.testing.assert_allclose(
     np.asarray(gradient).reshape(2, 2, 3, 4, 5).sum((1, 2, 3)), 0, atol=1e-4
   )
+
+
+@pytest.mark.parametrize("group", [1, 3, 6])
+def test_written_out_gradient_is_what_differentiation_gives(group):
+  """Of the images, the scale and the bias, for a loss that is not linear."""
+  x = jnp.float32(images())
+
+  def loss(norm, x, scale, bias):
+    return jnp.sum(jnp.sin(norm(x.reshape(-1, group, *x.shape[1:]), scale, bias)))
+
+  def differentiated(x, scale, bias):
+    axes = tuple(range(1, x.ndim - 1))
+    mean, var = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    channels = (1,) * (x.ndim - 1) + (-1,)
+    scaled = (x - mean) / jnp.sqrt(var + 1e-3) * scale.reshape(channels)
+    return scaled + bias.reshape(channels)
+
+  def ours(x, scale, bias):
+    return normalise_groups(x, scale, bias, 1e-3)[0]
+
+  arguments = x, jnp.linspace(0.5, 2, 5), jnp.linspace(-1, 1, 5)
+  expected = jax.grad(functools.partial(loss, differentiated), argnums=(0, 1, 2))(*arguments)
+  found = jax.grad(functools.partial(loss, ours), argnums=(0, 1, 2))(*arguments)
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_that_groups_do_not_divide_is_refused_in_training():
