@@ -1,12 +1,13 @@
 """The record of a run: `metrics.jsonl`, and TensorBoard where TensorFlow is installed."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -57,8 +58,7 @@ class RunLog:
     elif self._file is not None:
       with self._writing():
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        _flush_to_disk(self._file)
     with self._showing() as tensorboard:
       if tensorboard is not None:
         tensorboard.write_scalars(step, dict(values))
@@ -86,8 +86,7 @@ class RunLog:
       self._path.parent.mkdir(parents=True, exist_ok=True)
       with temporary.open("w") as file:
         file.writelines(json.dumps(record) + "\n" for record in self.records)
-        file.flush()
-        os.fsync(file.fileno())
+        _flush_to_disk(file)
       os.replace(temporary, self._path)
       self._file = self._path.open("a")
 
@@ -141,6 +140,15 @@ def read_records(path: pathlib.Path) -> list[dict[str, float]]:
 def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
   """Value of `name` by step, where it was recorded."""
   return {record["step"]: record[name] for record in records if name in record}
+
+
+def _flush_to_disk(file: IO) -> None:
+  file.flush()
+  try:
+    os.fsync(file.fileno())
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot say
+      raise
 
 
 def _tensorboard_writer(workdir: pathlib.Path):

@@ -42,6 +42,15 @@ def test_full_disk_is_one_message_that_names_the_file(log, tmp_path, monkeypatch
     log.write(12, {"train/loss": 0.5})
 
 
+def test_file_system_without_fsync_is_no_fault(log, tmp_path, monkeypatch):
+  def unknown(*_):
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+  monkeypatch.setattr(runlog.os, "fsync", unknown)
+  log.write(12, {})
+  assert read_records(tmp_path / "run" / "metrics.jsonl")[-1] == {"step": 12}
+
+
 def test_failing_tensorboard_is_given_up(log, tmp_path, caplog):
   class Broken:
     def write_scalars(self, *_):

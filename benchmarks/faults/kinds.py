@@ -87,7 +87,11 @@ def kill_in_evaluation(scene: Scene) -> str:
     """The step that is being evaluated."""
     due = [step for step in scene.run.steps() if step % scene.eval_every == 0]
     done = [int(step) for step in scene.run.find(r"^  evaluation at step (\d+)")]
-    return due[-1] if due and due[-1] not in done else None
+    if not due or due[-1] in done:
+      return None
+    # What is evaluated is saved first: on a slow machine that may wait for the save before it.
+    saving = [int(name.split(".")[0]) for name in in_the_making(scene.workdir)]
+    return due[-1] if due[-1] in saving + committed(scene.workdir) else None
 
   while True:
     scene.run.wait_for(begun)
