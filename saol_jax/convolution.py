@@ -51,8 +51,8 @@ def kernel_gradient(
 
     dK = sum over images of patches(x)^T @ gradient
 
-  XLA computes it on CPUs as a convolution of a few huge windows, far slower than the forward pass.
-  Patches of a few images at once stay in the cache; of a whole batch they are slower than XLA's way.
+  XLA computes it on CPUs as a convolution of a few huge windows, which takes longer. Patches of a
+  few images at once stay in the cache; of a whole batch they are slower than XLA's way.
 
   Args:
     x: (B, H, W, C), the input.
