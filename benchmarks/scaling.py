@@ -9,7 +9,7 @@ compilers (see benchmarks/targets.py), with a batch that grows with them, and th
 read from the program. Bytes are those of what a collective leaves on one device: of the sums.
 Memory of a device: what the program asks for, arguments + results + temporaries; on `cuda`
 convolutions may want a workspace on top, since their algorithms are chosen on the card. Other norm
-groups and batches are `--norm_group` and `--per_device`.
+groups and batches are `--norm_group` and `--per_device`. FLOPs are XLA's count before optimisation.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -37,6 +38,7 @@ from benchmarks.step import (
   synthetic_images,
 )
 from saol_jax.distributed import split_batch
+from saol_jax.train_step import TrainState
 
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "s32": 4, "u32": 4, "s8": 1, "u8": 1}
 _BYTES |= {"pred": 1}
@@ -65,36 +67,44 @@ def main() -> None:
 
 def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[str, Any]:
   """A variant's training step, compiled for a number of devices."""
-  batch_size = options.per_device * devices
-  changes = {
-    "batch_size": batch_size,
-    "model.norm_group": options.norm_group,
-    "deterministic": options.deterministic,
-  }
-  config = make_config(options, VARIANTS[variant][1] | changes)
-  mesh = targets.mesh_of(options.target, devices)
-  experiment = SyntheticExperiment(config, synthetic_images(options), mesh)
-  state, sharding = experiment.abstract_state(), split_batch(mesh)
-  side = options.image_size
-  batch = {
-    "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8, sharding=sharding),
-    "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=sharding),
-  }
-  lowered = experiment.train_step.lower(state, batch)
+  lowered, state = lower(options, variant, targets.mesh_of(options.target, devices))
   start = time.monotonic()
   compiled = lowered.compile()
+  # Counted for a CPU: other compilers give no count without their device.
+  flops = lower(options, variant, targets.mesh_of("cpu", 1))[0].cost_analysis()["flops"]
   return {
     "variant": variant,
     "devices": devices,
-    "batch_size": batch_size,
+    "batch_size": options.per_device * devices,
     "collectives": collectives(compiled.as_text()),
     "parameter_bytes": _bytes(state.variables.params),
     "statistics_bytes": _bytes(state.variables.batch_stats),
     "state_bytes": _bytes(state),
     "program_bytes": program_bytes(compiled),
-    "flops": lowered.cost_analysis()["flops"],
+    "flops_per_device": flops,
     "compile_seconds": time.monotonic() - start,
   }
+
+
+def lower(
+  options: argparse.Namespace, variant: str, mesh: Mesh
+) -> tuple[jax.stages.Lowered, TrainState]:
+  """A variant's training step for a mesh, not yet compiled, and the shapes of its state."""
+  changes = {
+    "batch_size": options.per_device * mesh.size,
+    "model.norm_group": options.norm_group,
+    "deterministic": options.deterministic,
+  }
+  config = make_config(options, VARIANTS[variant][1] | changes)
+  experiment = SyntheticExperiment(config, synthetic_images(options), mesh)
+  state, sharding = experiment.abstract_state(), split_batch(mesh)
+  shapes = {"image": experiment.train.image_shape, "label": ()}
+  types = {"image": jnp.uint8, "label": jnp.int32}
+  batch = {
+    name: jax.ShapeDtypeStruct((config.batch_size, *shape), types[name], sharding=sharding)
+    for name, shape in shapes.items()
+  }
+  return experiment.train_step.lower(state, batch), state
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
@@ -136,7 +146,7 @@ def table(programs: Iterable[dict[str, Any]]) -> str:
         f"{program['parameter_bytes'] / 1e6:.2f}",
         str(others),
         f"{program['program_bytes'] / 2**30:.2f}",
-        f"{program['flops'] / program['batch_size'] / 1e9:.2f}",
+        f"{program['flops_per_device'] * program['devices'] / program['batch_size'] / 1e9:.2f}",
       )
     )
   header = ("step", "devices", "batch", "all-reduces", "MB", "parameters, MB", "other collectives")

@@ -102,7 +102,7 @@ def main() -> None:
 
   training, steps = compile_training(experiments, batch)
   states = {name: experiment.init() for name, experiment in experiments.items()}
-  turns = {name: _training_turn(steps[name], states, name, batch) for name in VARIANTS}
+  turns = {name: training_turn(steps[name], states, name, batch) for name in VARIANTS}
   seconds = options.seconds * (1 - _INFERENCE_SHARE)
   timing = measure(turns, rounds=options.rounds, seconds=seconds)
   _add_times(training, timing, options.batch_size)
@@ -301,14 +301,15 @@ def _add_times(numbers: dict[str, Any], timing: dict[str, Any], batch_size: int)
   for name, seconds in timing["seconds"].items():
     own = numbers[name]
     ratios = [a / b for a, b in zip(seconds, timing["seconds"]["gap"], strict=True)]
-    own["step_seconds"] = _spread(seconds)
+    own["step_seconds"] = spread(seconds)
     own["images_per_second"] = batch_size / own["step_seconds"]["median"]
-    own["ratio_to_gap"] = {"time": _spread(ratios), "flops": own["flops"] / base["flops"]}
+    own["ratio_to_gap"] = {"time": spread(ratios), "flops": own["flops"] / base["flops"]}
     if "memory" in own:
       own["ratio_to_gap"]["memory"] = own["memory"]["bytes"] / base["memory"]["bytes"]
 
 
-def _spread(rounds: Sequence[float]) -> dict[str, Any]:
+def spread(rounds: Sequence[float]) -> dict[str, Any]:
+  """What is kept of a number that each round has: all of it, and its middle and ends."""
   return {
     "median": statistics.median(rounds),
     "min": min(rounds),
@@ -317,7 +318,9 @@ def _spread(rounds: Sequence[float]) -> dict[str, Any]:
   }
 
 
-def _training_turn(step: Callable, states: dict[str, Any], name: str, batch: Batch) -> Callable:
+def training_turn(step: Callable, states: dict[str, Any], name: str, batch: Batch) -> Callable:
+  """A function that does a number of steps on `states[name]`, and waits for them."""
+
   def turn(steps: int) -> None:
     for _ in range(steps):
       # The step donates the state: the next one takes its place.

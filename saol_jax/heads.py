@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from saol_jax.convolution import convolve
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -184,6 +185,7 @@ def _conv(channels, features, kernel_size, *, use_bias=False, dtype, rngs) -> nn
     features,
     (kernel_size, kernel_size),
     padding=kernel_size // 2,
+    conv_general_dilated=convolve,
     use_bias=use_bias,
     dtype=dtype,
     kernel_init=nnx.initializers.he_normal(),

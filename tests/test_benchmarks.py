@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, input, localise, predict, record, scaling, step
+from benchmarks import heads, input, localise, predict, record, scaling, step, step_torch
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.data import ArraySource
@@ -426,6 +426,30 @@ def test_a_peak_counts_only_for_the_variant_that_raised_it(peaks, bytes_, source
   step.choose_memory(memories)
   assert tuple(memory["bytes"] for memory in memories) == bytes_
   assert {memory["source"] for memory in memories} == {source}
+
+
+# step_torch.py ----------------------------------------------------------------
+
+
+def test_ours_is_compared_round_by_round():
+  training = {"saol_jax": {"memory": {"bytes": 2**21}}, "PyTorch eager": {"peak_bytes": None}}
+  seconds = {"saol_jax": [0.1, 0.3, 0.2], "PyTorch eager": [0.1, 0.1, 0.4]}
+  busy = {"saol_jax": [0.2, 0.2, 0.2], "PyTorch eager": [0.1, 0.4, 0.1]}
+  step_torch.add_times(training, seconds, busy, batch_size=8)
+  theirs = training["PyTorch eager"]
+  assert theirs["our_time_over_this"]["rounds"] == pytest.approx([1.0, 3.0, 0.5])
+  assert theirs["our_busy_time_over_this"]["median"] == 2.0
+  assert theirs["images_per_second"] == 80
+  ours, row = rows(step_torch.table(training))
+  assert ours[3:] == ["1.00 (1.00-1.00)", "1.00", "2"]
+  assert row == ["PyTorch eager", "100.0 (100.0-400.0)", "80", "1.00 (0.50-3.00)", "2.00", ""]
+
+
+def test_without_pytorch_there_is_one_message():
+  torch = step_torch.Torch("true")  # a program that ends at once
+  with pytest.raises(UserError, match="--torch_python="):
+    torch.ask(variant="eager", steps=1)
+  torch.close()
 
 
 # localise.py ------------------------------------------------------------------

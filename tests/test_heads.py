@@ -320,8 +320,9 @@ def test_gradients_equal_finite_differences_through_everything():
       ends.append(reference(*jax.tree.unflatten(structure, moved)))
     expected = (ends[0] - ends[1]) / 2e-6
     size = np.linalg.norm(gradient) * np.linalg.norm(direction)
+    # The attention's last bias has a gradient of 0, of which float32 leaves about 1e-6.
     np.testing.assert_allclose(
-      np.sum(gradient * direction), expected, atol=1e-4 * size + 1e-6, err_msg=name
+      np.sum(gradient * direction), expected, atol=1e-4 * size + 1e-5, err_msg=name
     )
     # The two stages that are not used, and nothing else, have no say.
     assert (np.abs(gradient).max() == 0) == (name in ("[1][0]", "[1][1]")), name

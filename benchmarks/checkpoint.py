@@ -1,0 +1,91 @@
+"""What a checkpoint costs: its size, how long training waits for it, and how long it takes to read.
+
+  python benchmarks/checkpoint.py --backbone=resnet50 --image_size=224 --num_classes=1000
+
+The state is that of a run with SAOL before its first step. Saving is asynchronous: training waits
+while the state is copied and its checksums are taken ("stall"), and goes on while it is written.
+Reading verifies checksums. Times are medians; the disk is that of `--folder`, or else of temporary
+files.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import record
+from benchmarks.step import SyntheticExperiment, make_config, positive, synthetic_images
+from saol_jax.checkpoint import Checkpoints
+
+
+def main() -> None:
+  """Saves and restores, prints a table, writes JSON."""
+  options = _parse()
+  output = options.output or record.RESULTS / f"checkpoint_{options.backbone}.json"
+  record.check_output(output)
+  result = record.describe_run()
+  config = make_config(options, {"optimizer.ema_decay": options.ema_decay})
+  experiment = SyntheticExperiment(config, synthetic_images(options))
+  result |= measure(experiment, options.saves, options.folder)
+  result["settings"] = {k: str(v) for k, v in vars(options).items() if k != "output"}
+  header = ("backbone", "MB", "stall, s", "on disk after, s", "restored in, s")
+  seconds = (result[name] for name in ("stall_seconds", "write_seconds", "restore_seconds"))
+  medians = (f"{statistics.median(values):.2f}" for values in seconds)
+  row = (options.backbone, f"{result['state_bytes'] / 1e6:.0f}", *medians)
+  print("\n" + record.markdown(header, [row], text_columns=1))
+  record.write(output, result)
+
+
+def measure(
+  experiment: SyntheticExperiment, saves: int, folder: pathlib.Path | None
+) -> dict[str, object]:
+  """Bytes of the state and of the files; seconds of each save and each restore."""
+  state = jax.block_until_ready(experiment.init())
+  found = {"stall_seconds": [], "write_seconds": [], "restore_seconds": []}
+  with tempfile.TemporaryDirectory(dir=folder) as workdir:
+    checkpoints = Checkpoints(pathlib.Path(workdir), {})
+    for step in range(1, saves + 1):
+      state = jax.block_until_ready(state.replace(step=jnp.int32(step)))
+      start = time.monotonic()
+      checkpoints.save(state)
+      found["stall_seconds"].append(time.monotonic() - start)
+      checkpoints.wait()
+      found["write_seconds"].append(time.monotonic() - start)
+    files = [path for path in pathlib.Path(workdir).rglob("*") if path.is_file()]
+    found["file_bytes"] = sum(path.stat().st_size for path in files) // len(checkpoints.steps)
+    for _ in range(saves):
+      start = time.monotonic()
+      jax.block_until_ready(checkpoints.restore(experiment.abstract_state()))
+      found["restore_seconds"].append(time.monotonic() - start)
+    checkpoints.close()
+  leaves = jax.tree.leaves(state)
+  return {"state_bytes": sum(leaf.nbytes for leaf in leaves), **found}
+
+
+def _parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+  )
+  parser.add_argument("--backbone", default="wrn_40_2", help="see saol_jax.list_backbones()")
+  parser.add_argument("--image_size", type=positive(int), default=32, help="pixels a side")
+  parser.add_argument("--num_classes", type=positive(int), default=100, help="classes")
+  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
+  parser.add_argument("--dtype", default="auto", help="of the computation; the state is float32")
+  parser.add_argument("--ema_decay", type=float, default=0.0, help="above 0: with moving average")
+  parser.add_argument("--saves", type=positive(int), default=5, help="repetitions")
+  parser.add_argument("--folder", type=pathlib.Path, help="of the disk to write to")
+  parser.add_argument("--output", type=pathlib.Path, help="default: checkpoint_BACKBONE.json")
+  options = parser.parse_args()
+  options.batch_size = 2
+  return options
+
+
+if __name__ == "__main__":
+  record.run(main)
