@@ -101,10 +101,12 @@ def table(results: list[dict], skipped: list[str]) -> str:
       codes = collections.Counter(result["code"] for result in found)
       ended = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
       lost = sum(bool(result["problems"]) for result in found)
-      rows.append([kind, str(len(found)), ended, str(len(found) - lost), str(lost)])
+      restarts = len(found) - codes[0]
+      numbers = [restarts, len(found) - lost, lost]
+      rows.append([kind, str(len(found)), ended, *map(str, numbers)])
     elif kind in skipped:
-      rows.append([kind, "0", "not possible on this machine", "", ""])
-  header = ["fault", "times", "exit codes", "bitwise as undisturbed", "something lost"]
+      rows.append([kind, "0", "not possible on this machine", "", "", ""])
+  header = ["fault", "times", "exit codes", "restarts", "bitwise as undisturbed", "something lost"]
   return record.markdown(header, rows, text_columns=1)
 
 

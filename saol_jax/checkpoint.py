@@ -76,7 +76,8 @@ class Checkpoints:
   def save(self, state: TrainState) -> None:
     """Starts to save a state, unless its step is saved already. Waits for the one before.
 
-    If the folder has vanished, or what was in it, it is made anew with a loud warning.
+    If the folder has vanished, or what was in it, it is made anew with a loud warning. The one
+    before is given up, as loudly, if it took too long.
 
     Raises:
       UserError: this save or the one before could not be written.
@@ -87,7 +88,10 @@ class Checkpoints:
         self._put_back()
       if step in self._manager.all_steps():
         return
-      self._manager.wait_until_finished()
+      try:
+        self._manager.wait_until_finished()
+      except TimeoutError as error:
+        self._give_up(error)
       self._last_good = self.latest
       self._check_space(state)
       items = ocp.args.Composite(
@@ -117,12 +121,15 @@ class Checkpoints:
     """
     self.save(state)
     try:
-      self.wait()
-    except UserError:
-      if not self._vanished:
-        raise
+      self._manager.wait_until_finished()
+    except TimeoutError as error:
+      self._give_up(error)
       self.save(state)
-      self.wait()
+    except Exception as error:
+      if not self._vanished:
+        raise self._save_failed(error) from error
+      self.save(state)
+    self.wait()
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:
     """Restores a checkpoint.
@@ -229,6 +236,13 @@ class Checkpoints:
     self._directory.mkdir(parents=True, exist_ok=True)
     self._manager.reload()
     self._last_good = self.latest
+
+  def _give_up(self, error: TimeoutError) -> None:
+    """Forgets a save that took Orbax's 20 minutes, or seemed to: the time of day may be set."""
+    if jax.process_count() > 1:  # all would have to agree
+      raise error
+    logger.warning("CHECKPOINT NOT SAVED IN TIME: %s; saving anew", _first_line(error))
+    self._manager.reload()
 
   def _save_failed(self, error: Exception) -> UserError:
     kept = "there was none before"

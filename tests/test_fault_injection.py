@@ -80,4 +80,4 @@ def test_table_counts_what_was_lost():
   rows = [
     [cell.strip() for cell in line.split("|")[1:-1]] for line in table(results, []).split("\n")
   ]
-  assert rows[2:] == [["disk full", "2", "1 (1), 2 (1)", "1", "1"]]
+  assert rows[2:] == [["disk full", "2", "1 (1), 2 (1)", "2", "1", "1"]]

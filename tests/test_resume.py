@@ -1,5 +1,6 @@
 """Nothing is lost: in process, through SIGTERM, and through kill -9 of a real process."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -116,6 +117,25 @@ def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, caplog, mome
   assert checkpoints.latest == 30
   assert caplog.text.count("CHECKPOINTS VANISHED") == 1
   assert_identical(at_step[30], checkpoints.restore(state))
+  checkpoints.close()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_clock_set_forward_in_a_save_costs_no_state(
+  undisturbed, tmp_path, monkeypatch, caplog, last
+):
+  """By an hour whenever somebody looks, until a save seems to have taken too long."""
+  state, hours, now = jax.device_put(undisturbed[1]), itertools.count(), time.time
+  checkpoints = Checkpoints(tmp_path, {})
+  with monkeypatch.context() as patch:
+    jumping = lambda: "NOT SAVED IN TIME" not in caplog.text  # noqa: E731
+    patch.setattr(time, "time", lambda: now() + 3600 * (next(hours) if jumping() else 0))
+    if not last:
+      checkpoints.save(state.replace(step=jax.numpy.int32(6)))
+    checkpoints.save_for_good(state)
+  assert caplog.text.count("NOT SAVED IN TIME") == 1
+  assert checkpoints.steps == [12]
+  assert_identical(state, checkpoints.restore(state))
   checkpoints.close()
 
 
