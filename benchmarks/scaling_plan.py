@@ -28,6 +28,7 @@ TEMPLATE = pathlib.Path(__file__).parent / "scaling_template.md"
 _IMAGES_A_TERABYTE = 2600 / 4.8 / 1.38
 _GLOBAL_BATCH = 8192
 _PER_DEVICE = 128
+_MOST_IMAGES = 256  # that fit into the memory of the smallest device
 _NORM_GROUP = 32
 _JPEG_BYTES = 110e3  # of an ImageNet image
 
@@ -170,6 +171,8 @@ def _plan(size: float, per_device: Callable[[int], float]) -> str:
   for cluster in CLUSTERS:
     for devices in cluster.sizes:
       images = per_device(devices)
+      if images > _MOST_IMAGES:
+        continue
       computing = images / cluster.images_a_second
       exchanging = cluster.exchange_seconds(devices, size)
       rows.append(
