@@ -103,6 +103,7 @@ def kill_in_evaluation(scene: Scene) -> str:
 
 
 def kill_in_save(scene: Scene) -> str:
+  scene.run.wait_for(lambda: scene.run.find("^Compiled in"))  # what a killed save left is gone now
   while True:
     scene.run.wait_for(lambda: in_the_making(scene.workdir))
     names, seconds = in_the_making(scene.workdir), scene.rng.uniform(0, 0.9)
