@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import torch_training
-from saol_jax import create_model
+pytest.importorskip("torch", reason="torch is not installed: make test-parity does it")
+
+from benchmarks import torch_training  # noqa: E402
+from saol_jax import create_model  # noqa: E402
 
 
 def of_ours(name: str, num_classes: int) -> nnx.Module:
