@@ -10,8 +10,8 @@ from flax import nnx
 
 pytest.importorskip("torch", reason="torch is not installed: make test-parity does it")
 
-from benchmarks import torch_training  # noqa: E402
-from saol_jax import create_model  # noqa: E402
+from benchmarks import torch_training
+from saol_jax import create_model
 
 
 def of_ours(name: str, num_classes: int) -> nnx.Module:
