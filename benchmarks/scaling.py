@@ -70,8 +70,11 @@ def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[st
   lowered, state = lower(options, variant, targets.mesh_of(options.target, devices))
   start = time.monotonic()
   compiled = lowered.compile()
-  # Counted for a CPU: other compilers give no count without their device.
-  flops = lower(options, variant, targets.mesh_of("cpu", 1))[0].cost_analysis()["flops"]
+  counted = lowered.cost_analysis()
+  counted_for = devices
+  if counted is None:  # other compilers than the CPU's give no count without their device
+    counted = lower(options, variant, targets.mesh_of("cpu", 1))[0].cost_analysis()
+    counted_for = 1
   return {
     "variant": variant,
     "devices": devices,
@@ -81,7 +84,7 @@ def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[st
     "statistics_bytes": _bytes(state.variables.batch_stats),
     "state_bytes": _bytes(state),
     "program_bytes": program_bytes(compiled),
-    "flops_per_device": flops,
+    "flops_per_device": counted["flops"] / counted_for,
     "compile_seconds": time.monotonic() - start,
   }
 

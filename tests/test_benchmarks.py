@@ -59,8 +59,9 @@ def check_description(result: dict) -> None:
   assert result["date"].endswith("+00:00")
 
 
-def test_eight_devices_exchange_no_more_than_four(tmp_path):
+def test_eight_devices_exchange_no_more_than_four(tmp_path, monkeypatch):
   """One all-reduce of the gradients and the running statistics; a few scalars on top."""
+  monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
   output = tmp_path / "scaling.json"
   sizes = f"--image_size={PIXELS} --num_classes={CLASSES} --width={WIDTH} --per_device=4".split()
   code, printed = call(

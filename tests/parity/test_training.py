@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+pytest.importorskip("torch", reason="torch is not installed: make test-parity does it")
+
 from benchmarks import torch_training
 from saol_jax import create_model
 
