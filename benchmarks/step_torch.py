@@ -19,6 +19,7 @@ core (`taskset -c 0`) nothing spins.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -87,8 +88,9 @@ class Torch:
     return take
 
   def close(self) -> None:
-    """Ends it."""
-    self._process.stdin.close()
+    """Ends it, if it has not ended by itself."""
+    with contextlib.suppress(BrokenPipeError):  # what could not be sent is tried again here
+      self._process.stdin.close()
     self._process.wait()
 
 

@@ -13,6 +13,7 @@ import saol_jax
 from benchmarks import miniature
 from configs.imagenet_saol import get_config
 from saol_jax import train
+from saol_jax import workdir as workdirs
 from saol_jax.data import BadImages, Geometry, Reading, load_source
 from saol_jax.data.decode import Decoder
 from saol_jax.data.loader import Loader
@@ -23,7 +24,7 @@ from saol_jax.progress import Chrono
 from saol_jax.tensorflow_cpu import import_tensorflow
 from saol_jax.train import train_and_evaluate
 from tests.data.pictures import encode, scene
-from tests.support import records
+from tests.support import records, tiny_config
 
 SIZE = 16
 # The first, the second and the last of the 1,000 classes in the order of their WordNet ids.
@@ -160,10 +161,14 @@ def test_twenty_steps_with_the_recipe(imagenet, tmp_path):
   assert 11 * lines[2]["eval/saol_top5"] == pytest.approx(round(11 * lines[2]["eval/saol_top5"]))
 
 
-def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more():
+def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more(tmp_path):
   saved = []
-  checkpoints = types.SimpleNamespace(save=saved.append, wait=lambda: saved.append("waited"))
-  run = train._Run(None, None, None, checkpoints, None, {}, None, None)
+  checkpoints = types.SimpleNamespace(
+    save=saved.append, save_for_good=lambda state: saved.append((state, "on disk"))
+  )
+  experiment = types.SimpleNamespace(config=tiny_config())
+  workdirs.claim(experiment.config, tmp_path)
+  run = train._Run(experiment, None, tmp_path, checkpoints, None, {}, None, None)
   state = types.SimpleNamespace(bad_step={"gradient": 0})
 
   def batches():
@@ -175,7 +180,7 @@ def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more()
   assert not saved
   with pytest.raises(UserError, match="cannot be decoded"):
     run._next(source, state, chrono)
-  assert saved == [state, "waited"]
+  assert saved == [state, (state, "on disk")]
 
 
 def test_damage_on_the_disk_costs_what_it_hits(imagenet, tmp_path):
