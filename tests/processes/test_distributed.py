@@ -50,12 +50,12 @@ def ends(processes, timeout=300) -> list[tuple[int, str]]:
   return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
-def same_but_for_rounding(a: dict[str, float], b: dict[str, float]) -> None:
-  """Two lines of a log: losses and scores to 1e-6; where a ReLU is at 0, its gradient may flip."""
+def same_but_for_rounding(a: dict[str, float], b: dict[str, float], tolerance: float) -> None:
+  """Two lines of a log. Where a ReLU is at 0 its gradient may flip: 0.3 % of the norm, once."""
   assert a.keys() == b.keys()
   for name in a:
-    tolerance = 1e-3 if name == "train/gradient_norm" else 1e-6
-    np.testing.assert_allclose(a[name], b[name], rtol=tolerance, atol=1e-6, err_msg=name)
+    rtol = 1e-2 if name == "train/gradient_norm" else tolerance
+    np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-6, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_two_processes_train_as_one(stopped, alone):
   expected, found = records(alone), records(workdir)
   assert [r["step"] for r in found] == [r["step"] for r in expected]
   for a, b in zip(found, expected, strict=True):
-    same_but_for_rounding(a, b)
+    same_but_for_rounding(a, b, 1e-6)
   a, b = (saved_state(folder, 20, optimizer__name="sgd") for folder in (workdir, alone))
   for name in filter(lambda name: name.startswith((".variables", ".ema")), b):
     np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -120,7 +120,7 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
   code, output = run(command(workdir, **CHANGES))
   assert code == 0, output
   for a, b in zip(records(workdir), records(alone), strict=True):
-    same_but_for_rounding(a, b)
+    same_but_for_rounding(a, b, 1e-5)  # a device has four times as many images: other sums
 
 
 def test_flags_go_together():
