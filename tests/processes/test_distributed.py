@@ -15,11 +15,13 @@ from saol_jax.errors import PEER_LOST, Stopped, UserError
 from tests.support import command, environment, records, run
 from tests.test_resume import saved_state
 
-# Groups of norms and pairs inside a device, and a line of the log at every step. SGD with a small
-# rate: at a rate of 0.01 this network makes any rounding grow by a factor of about 20 a step.
+# Groups of norms and pairs inside a device, and a line of the log at every step. From the same
+# parameters, gradients of one device and of four differ by 7e-7 of their norm, and training at the
+# rate r makes that grow by about 1 + 2000 r a step: at 0.01 twentyfold, at 1e-4 to 1e-5 of the
+# losses after 20 steps. At 1e-5 it stays below 1e-6, while a rate wrong by 1 % shows as 2e-5.
 CHANGES = {"num_train_steps": 20, "log_every_steps": 1, "eval_every_steps": 10}
 CHANGES |= {"checkpoint_every_steps": 10, "figures": False}
-CHANGES |= {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-4}
+CHANGES |= {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-5}
 
 
 def start_both(workdir, *more, **changes) -> list[subprocess.Popen]:
@@ -50,11 +52,11 @@ def ends(processes, timeout=300) -> list[tuple[int, str]]:
   return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
-def same_but_for_rounding(a: dict[str, float], b: dict[str, float], tolerance: float) -> None:
-  """Two lines of a log. Where a ReLU is at 0 its gradient may flip: 0.3 % of the norm, once."""
+def same_but_for_rounding(a: dict[str, float], b: dict[str, float]) -> None:
+  """Two lines of a log. Where a ReLU is at 0 its gradient may flip: 5e-4 of the norm, once."""
   assert a.keys() == b.keys()
   for name in a:
-    rtol = 1e-2 if name == "train/gradient_norm" else tolerance
+    rtol = 1e-3 if name == "train/gradient_norm" else 1e-6
     np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-6, err_msg=name)
 
 
@@ -96,7 +98,7 @@ def test_two_processes_train_as_one(stopped, alone):
   expected, found = records(alone), records(workdir)
   assert [r["step"] for r in found] == [r["step"] for r in expected]
   for a, b in zip(found, expected, strict=True):
-    same_but_for_rounding(a, b, 1e-6)
+    same_but_for_rounding(a, b)
   a, b = (saved_state(folder, 20, optimizer__name="sgd") for folder in (workdir, alone))
   for name in filter(lambda name: name.startswith((".variables", ".ema")), b):
     np.testing.assert_allclose(a[name], b[name], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -120,7 +122,7 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
   code, output = run(command(workdir, **CHANGES))
   assert code == 0, output
   for a, b in zip(records(workdir), records(alone), strict=True):
-    same_but_for_rounding(a, b, 1e-5)  # a device has four times as many images: other sums
+    same_but_for_rounding(a, b)
 
 
 def test_flags_go_together():
