@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
+from benchmarks.command_line import make_parser
 from saol_jax import list_backbones
 from saol_jax.model_list import describe
 
@@ -82,7 +83,7 @@ def document(backbones: list[dict[str, Any]]) -> str:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "backbones.json")
   parser.add_argument("--document", type=pathlib.Path, default=DOCUMENT)
   return parser.parse_args()

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
-from benchmarks.step import SyntheticExperiment, make_config, positive, synthetic_images
+from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.synthetic import SyntheticExperiment, make_config, synthetic_images
 from saol_jax.checkpoint import Checkpoints
 
 
@@ -70,14 +71,8 @@ def measure(
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
-  parser.add_argument("--backbone", default="wrn_40_2", help="see saol_jax.list_backbones()")
-  parser.add_argument("--image_size", type=positive(int), default=32, help="pixels a side")
-  parser.add_argument("--num_classes", type=positive(int), default=100, help="classes")
-  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
-  parser.add_argument("--dtype", default="auto", help="of the computation; the state is float32")
+  parser = make_parser(__doc__)
+  add_sizes(parser, backbone="wrn_40_2", image_size=32, num_classes=100, dtype="auto")
   parser.add_argument("--ema_decay", type=float, default=0.0, help="above 0: with moving average")
   parser.add_argument("--saves", type=positive(int), default=5, help="repetitions")
   parser.add_argument("--folder", type=pathlib.Path, help="of the disk to write to")

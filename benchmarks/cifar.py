@@ -32,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import cifar_report, cifar_results, record
+from benchmarks.command_line import make_parser, parse_fields, run_of
 from saol_jax.errors import Stopped, UserError
 
 # Each has what the one before has, and one thing more; the last one gives both (f) and (g).
@@ -105,7 +106,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--data_dir", required=True, help="see configs/cifar_saol.py")
   parser.add_argument("--backbone", default="wrn_40_2")
   parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
@@ -121,9 +122,7 @@ def parse() -> argparse.Namespace:
   options.workdirs = options.workdirs or record.ROOT / "runs" / f"cifar100_{options.backbone}"
   if options.jobs < 1:
     raise UserError(f"--jobs={options.jobs}; expected 1 or more")
-  for change in options.set:
-    if "=" not in change:
-      raise UserError(f"--set {change}; expected FIELD=VALUE, such as batch_size=64")
+  parse_fields(options.set)  # before anything is trained
   return options
 
 
@@ -248,15 +247,9 @@ def command(run: Run, options: argparse.Namespace, workdir: pathlib.Path) -> lis
     "figures": False,
     "data.data_dir": options.data_dir,
     **VARIANTS[run.variant],
+    **parse_fields(options.set),
   }
-  return [
-    sys.executable,
-    str(record.ROOT / "main.py"),
-    f"--config={record.ROOT}/configs/cifar_saol.py:cifar100,{options.backbone}",
-    f"--workdir={workdir}",
-    *(f"--config.{name}={value}" for name, value in fields.items()),
-    *(f"--config.{change}" for change in options.set),
-  ]
+  return run_of(f"configs/cifar_saol.py:cifar100,{options.backbone}", workdir, fields)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ prints the table, writes the plot beside the file, and with --readme puts both i
 between the lines `<!-- NAME.json -->` and `<!-- end of NAME.json -->`, which must be there.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import record
+from benchmarks.command_line import make_parser
 from saol_jax.errors import UserError
 from saol_jax.report import DPI, GREY, INK, PALE, save
 
@@ -39,7 +39,7 @@ _COLOURS = {"saol": ("SAOL output", "#0969da"), "gap": ("GAP-FC output", "#e16f2
 
 def main() -> None:
   """Prints the table, writes the plot, perhaps rewrites README.md."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("results", type=pathlib.Path)
   parser.add_argument("--readme", action="store_true")
   options = parser.parse_args()

@@ -7,7 +7,6 @@ Labels, and places: GT-known localisation of every map, its threshold chosen on 
 Each run is a `main.py` of its own, timed as a whole, with compilation and pictures.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -20,13 +19,14 @@ if __package__ in (None, ""):  # started as a file
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
+from benchmarks.command_line import make_parser, run_of
 
 RECIPES = {"SAOL": "saol", "GAP-FC baseline": "gap"}
 
 
 def main() -> None:
   """Trains, prints a table, writes JSON."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look")
   parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "demo_cpu.json")
@@ -63,15 +63,8 @@ def main() -> None:
 def train(argument: str, seed: int, steps: int | None) -> dict[str, float]:
   """One run through main.py: scores after its last step, wall time, median speed, maps."""
   with tempfile.TemporaryDirectory() as workdir:
-    command = [
-      sys.executable,
-      str(record.ROOT / "main.py"),
-      f"--config={record.ROOT}/configs/digits_saol.py:{argument}",
-      f"--workdir={workdir}",
-      f"--config.seed={seed}",
-    ]
-    if steps:
-      command.append(f"--config.num_train_steps={steps}")
+    fields = {"seed": seed} | ({"num_train_steps": steps} if steps else {})
+    command = run_of(f"configs/digits_saol.py:{argument}", workdir, fields)
     fresh = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     start = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=fresh)

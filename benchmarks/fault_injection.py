@@ -7,7 +7,6 @@ and are started again each time; then they must have the same checkpoints, bit f
 log. All kinds of faults come up before one comes again. Ends with code 1 if anything was lost.
 """
 
-import argparse
 import collections
 import os
 import pathlib
@@ -21,6 +20,7 @@ if __package__ in (None, ""):  # started as a file
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
+from benchmarks.command_line import make_parser
 from benchmarks.faults.bench import FIELDS, Bench, Drawn
 from benchmarks.faults.disk import Disk
 from benchmarks.faults.kinds import KINDS
@@ -40,7 +40,7 @@ def draw(count: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> list[D
 
 def main() -> None:
   """Strikes, prints a table, writes JSON."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--faults", type=int, default=45, help="how many")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))

@@ -37,6 +37,7 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
+from benchmarks.command_line import make_parser
 from saol_jax import create_model
 from saol_jax.arithmetic import image, multiply_adds, parameters, trace
 from saol_jax.errors import UserError
@@ -195,7 +196,7 @@ def _with_head(backbone: dict, head_parameters: int, cost: dict) -> dict[str, An
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser = make_parser(__doc__)
   parser.add_argument(
     "--networks",
     nargs="+",

@@ -10,7 +10,6 @@ one row: mean and standard deviation. The JSON holds each run's config, length a
 the maps stands what a box around the whole image would score.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -24,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
+from benchmarks.command_line import make_parser
 from saol_jax.config import differences
 from saol_jax.data import Source
 from saol_jax.data.loader import padded_batches
@@ -37,7 +37,7 @@ SCORES = {"GT-known": "gt_known", "MaxBoxAccV2": "max_box_acc_v2"}
 
 def main() -> None:
   """Scores the runs, prints tables, writes JSON."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
   parser.add_argument("--maps", default="", help="with commas between; default: all of one pass")
   parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "localise.json")

@@ -24,6 +24,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record, step
+from benchmarks.command_line import make_parser, positive
+from benchmarks.synthetic import SyntheticExperiment, make_config, synthetic_images
 from saol_jax.model_card import ModelCard
 from saol_jax.predictor import Predictor
 
@@ -51,8 +53,8 @@ def measure_network(backbone: str, options: argparse.Namespace) -> dict[str, Any
   """Both forward passes and the predictor of one network with fresh parameters."""
   sizes = {"backbone": backbone, "image_size": 32, "num_classes": 10, "width": options.width}
   sizes = argparse.Namespace(**sizes, batch_size=options.batch_size, dtype="auto")
-  images = step.synthetic_images(sizes)
-  experiment = step.SyntheticExperiment(step.make_config(sizes, {}), images)
+  images = synthetic_images(sizes)
+  experiment = SyntheticExperiment(make_config(sizes, {}), images)
   batch = experiment.put(images[np.arange(options.batch_size)])
   variables = experiment.init().variables
   numbers, functions = step.compile_inference(experiment, variables, batch["image"])
@@ -124,13 +126,11 @@ def table(networks: dict[str, dict[str, Any]]) -> str:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="on 32 px, 10 classes")
-  parser.add_argument("--width", type=step.positive(int), help="of SAOL; default: the recipe's")
-  parser.add_argument("--batch_size", type=step.positive(int), default=64, help="images")
-  parser.add_argument("--rounds", type=step.positive(int), default=30, help="turns of each")
+  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
+  parser.add_argument("--batch_size", type=positive(int), default=64, help="images")
+  parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each")
   parser.add_argument(
     "--output",
     type=pathlib.Path,

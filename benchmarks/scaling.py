@@ -29,14 +29,9 @@ from jax.sharding import Mesh
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record, targets
-from benchmarks.step import (
-  VARIANTS,
-  SyntheticExperiment,
-  make_config,
-  positive,
-  program_bytes,
-  synthetic_images,
-)
+from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.step import program_bytes
+from benchmarks.synthetic import VARIANTS, SyntheticExperiment, make_config, synthetic_images
 from saol_jax.distributed import split_batch
 from saol_jax.train_step import TrainState
 
@@ -162,19 +157,13 @@ def _bytes(tree: Any) -> int:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
+  parser = make_parser(__doc__)
+  add_sizes(parser, backbone="wrn_40_2", image_size=32, num_classes=100, dtype="bfloat16")
   parser.add_argument("--target", choices=list(targets.KINDS), default="cpu", help="compiler")
   parser.add_argument("--devices", type=positive(int), nargs="+", default=[1, 4, 8, 64])
   parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["saol"])
-  parser.add_argument("--backbone", default="wrn_40_2", help="see saol_jax.list_backbones()")
-  parser.add_argument("--image_size", type=positive(int), default=32, help="pixels a side")
-  parser.add_argument("--num_classes", type=positive(int), default=100, help="classes")
   parser.add_argument("--per_device", type=positive(int), default=32, help="images a device")
   parser.add_argument("--norm_group", type=int, default=32, help="0: the whole batch")
-  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
-  parser.add_argument("--dtype", default="bfloat16", help="float32, bfloat16")
   parser.add_argument("--deterministic", action="store_true", help="changes GPUs alone")
   parser.add_argument("--output", type=pathlib.Path, help="default: scaling_BACKBONE_TARGET.json")
   options = parser.parse_args()

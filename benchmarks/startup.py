@@ -21,7 +21,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
-from benchmarks.step import positive
+from benchmarks.command_line import make_parser, parse_fields, positive, run_of
 
 _COMPILED, _FIRST_STEP = "Compiled in", re.compile(r"step +1/")
 
@@ -52,14 +52,8 @@ def main() -> None:
 def start(options: argparse.Namespace, cache: str) -> dict[str, float]:
   """Seconds of a run: `compiling` as its log says, and until its `first_step` was done."""
   with tempfile.TemporaryDirectory() as workdir:
-    command = [
-      sys.executable,
-      str(record.ROOT / "main.py"),
-      f"--config={record.ROOT / options.config}",
-      f"--workdir={workdir}",
-      "--config.log_every_steps=1",
-      *(f"--config.{change}" for change in options.set),
-    ]
+    fields = {"log_every_steps": 1, **parse_fields(options.set)}
+    command = run_of(options.config, workdir, fields)
     environment = os.environ | {
       "JAX_COMPILATION_CACHE_DIR": cache,
       "PYTHONUNBUFFERED": "1",
@@ -82,9 +76,7 @@ def start(options: argparse.Namespace, cache: str) -> dict[str, float]:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("--config", default="configs/digits_saol.py", help="of main.py")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="config fields")
   parser.add_argument("--rounds", type=positive(int), default=2, help="pairs of starts")

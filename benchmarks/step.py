@@ -33,48 +33,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
-from configs import digits_saol
-from saol_jax.config import default_config, resolve
-from saol_jax.data import ArraySource
+from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.synthetic import VARIANTS, SyntheticExperiment, make_config, synthetic_images
 from saol_jax.data.augment import normalise
-from saol_jax.data.source import DatasetInfo
 from saol_jax.experiment import Experiment
 from saol_jax.train_step import Batch
 
-# The first one is what the others are compared with.
-VARIANTS = {
-  "gap": ("GAP-FC + CutMix", {"model.head": "gap"}),
-  "saol_without_ss2": ("SAOL without L_SS2", {"loss.consistency_weight": 0.0}),
-  "saol": ("SAOL", {}),
-}
 INFERENCE = {"gap": "GAP-FC, logits", "saol": "SAOL, with maps"}
 
 _WARM_UP_STEPS = 2
 _INFERENCE_SHARE = 0.25  # of the measuring time
-_SCHEDULE_STEPS = 10_000  # for recipes that give their length in epochs
-_SEED = 0
-
-
-class SyntheticExperiment(Experiment):
-  """An experiment on images in memory instead of a prepared data set."""
-
-  def __init__(
-    self, config: ml_collections.ConfigDict, images: ArraySource, mesh: Mesh | None = None
-  ):
-    """Builds everything that a run with this resolved config has."""
-    self._images = images
-    super().__init__(config, mesh)
-
-  def source(self, split: str) -> ArraySource:
-    """The same images for every split."""
-    return self._images
 
 
 def main() -> None:
@@ -126,32 +99,6 @@ def main() -> None:
   result["training"], result["inference"] = training, inference
   print(f"\n{tables(training, inference)}")
   record.write(output, result)
-
-
-def synthetic_images(options: argparse.Namespace) -> ArraySource:
-  """One batch of noise with random labels, always the same."""
-  rng = np.random.default_rng(_SEED)
-  size = (options.batch_size, options.image_size, options.image_size, 3)
-  names = tuple(str(label) for label in range(options.num_classes))
-  return ArraySource(
-    images=rng.integers(0, 256, size, np.uint8),
-    labels=rng.integers(0, options.num_classes, options.batch_size, np.int32),
-    info=DatasetInfo(class_names=names, mean=(0.5, 0.5, 0.5), std=(0.29, 0.29, 0.29)),
-  )
-
-
-def make_config(options: argparse.Namespace, changes: dict[str, Any]) -> ml_collections.ConfigDict:
-  """The recipe of a variant, resolved."""
-  demo = options.backbone == "resnet8"
-  config = digits_saol.get_config() if demo else default_config()
-  config.data.name = "noise"
-  config.model.name = options.backbone
-  config.model.width = options.width or config.model.width
-  config.batch_size = options.batch_size
-  config.dtype = options.dtype
-  config.num_train_steps = config.num_train_steps or _SCHEDULE_STEPS
-  config.update_from_flattened_dict(changes)
-  return resolve(config)
 
 
 def compile_training(
@@ -377,17 +324,11 @@ def program_bytes(compiled: Any) -> int:
 
 
 def _parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-  )
-  parser.add_argument("--backbone", default="resnet8", help="see saol_jax.list_backbones()")
-  parser.add_argument("--image_size", type=positive(int), default=32, help="pixels a side")
-  parser.add_argument("--num_classes", type=positive(int), default=10, help="classes")
+  parser = make_parser(__doc__)
+  add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
   parser.add_argument(
     "--batch_size", type=positive(int), default=64, help="images, over all devices"
   )
-  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
-  parser.add_argument("--dtype", default="auto", help="float32, bfloat16; auto: by device")
   parser.add_argument(
     "--deterministic", action="store_true", help="as --config.deterministic; changes GPUs alone"
   )
@@ -397,18 +338,6 @@ def _parse() -> argparse.Namespace:
     "--output", type=pathlib.Path, help="default: benchmarks/results/step_BACKBONE_PLATFORM.json"
   )
   return parser.parse_args()
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-  """A parser of command-line numbers above 0, of type `kind`."""
-
-  def parse(text: str) -> Any:
-    value = kind(text)
-    if not value > 0:
-      raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
-    return value
-
-  return parse
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ import ml_collections
 import numpy as np
 
 from benchmarks import record, step
+from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.synthetic import SyntheticExperiment, synthetic_images
 from saol_jax.config import default_config, resolve
 from saol_jax.errors import UserError
 
@@ -102,8 +104,8 @@ def main() -> None:
   record.check_output(output)
   result = record.describe_run()
   config = make_config(options)
-  images = step.synthetic_images(options)
-  experiment = step.SyntheticExperiment(config, images)
+  images = synthetic_images(options)
+  experiment = SyntheticExperiment(config, images)
   batch = experiment.put(images[np.arange(options.batch_size)])
   training, steps = step.compile_training({OURS: experiment}, batch)
   states = {OURS: experiment.init()}
@@ -159,16 +161,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--backbone", default="resnet8")
-  parser.add_argument("--batch_size", type=step.positive(int), default=64)
-  parser.add_argument("--image_size", type=step.positive(int), default=32)
-  parser.add_argument("--num_classes", type=step.positive(int), default=10)
-  parser.add_argument("--dtype", default="auto")
+  parser = make_parser(__doc__)
+  add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
+  parser.add_argument("--batch_size", type=positive(int), default=64)
   parser.add_argument("--variants", nargs="+", help="of PyTorch, see torch_training.py")
   parser.add_argument("--torch_python", default=sys.executable, help="an interpreter with torch")
-  parser.add_argument("--rounds", type=step.positive(int), default=20)
-  parser.add_argument("--seconds", type=step.positive(float), default=60.0)
+  parser.add_argument("--rounds", type=positive(int), default=20)
+  parser.add_argument("--seconds", type=positive(float), default=60.0)
   parser.add_argument("--output", type=pathlib.Path)
   return parser.parse_args()
 

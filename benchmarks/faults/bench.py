@@ -4,12 +4,12 @@ import os
 import pathlib
 import random
 import shutil
-import sys
 import tempfile
 import time
 from typing import NamedTuple
 
 from benchmarks import record
+from benchmarks.command_line import run_of
 from benchmarks.faults.clock import Clock
 from benchmarks.faults.comparison import differences
 from benchmarks.faults.disk import Disk
@@ -155,9 +155,7 @@ class Bench:
     self._allowed = [None]  # steps from which the next start may go on, best first
 
   def _start(self, workdir: pathlib.Path, kind: Kind | None = None) -> WatchedRun:
-    command = [sys.executable, str(record.ROOT / "main.py"), f"--workdir={workdir}"]
-    command.append(f"--config={record.ROOT / 'configs' / 'digits_saol.py'}")
-    command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    command = run_of("configs/digits_saol.py", workdir, FIELDS)
     if kind is not None and kind.cold:
       # The run keeps it: the next start finds what the killed one has written.
       self._cache = pathlib.Path(tempfile.mkdtemp(prefix="cache_", dir=self._folder))

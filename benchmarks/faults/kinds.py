@@ -62,11 +62,13 @@ class Scene:
     return f"after step {self.run.steps()[-1]}"
 
   def kill(self) -> None:
+    """SIGKILL."""
     self.run.kill()
     self.code = -signal.SIGKILL
 
 
 def kill_anywhere(scene: Scene) -> str:
+  """At any moment, the start of the process included."""
   when = scene.anywhere()
   scene.kill()
   return when
@@ -83,6 +85,8 @@ def kill_in_compilation(scene: Scene) -> str:
 
 
 def kill_in_evaluation(scene: Scene) -> str:
+  """Between two lines of the log: the step's own, and that with the scores."""
+
   def begun() -> int | None:
     """The step that is being evaluated."""
     due = [step for step in scene.run.steps() if step % scene.eval_every == 0]
@@ -103,6 +107,7 @@ def kill_in_evaluation(scene: Scene) -> str:
 
 
 def kill_in_save(scene: Scene) -> str:
+  """While Orbax still writes a checkpoint under a provisional name."""
   scene.run.wait_for(lambda: scene.run.find("^Compiled in"))  # what a killed save left is gone now
   while True:
     scene.run.wait_for(lambda: in_the_making(scene.workdir))
@@ -137,10 +142,12 @@ def kill_at_the_end(scene: Scene) -> str:
 
 
 def terminate(scene: Scene) -> str:
+  """SIGTERM, as a cluster sends it; the run saves and leaves."""
   return _ask_to_stop(scene, signal.SIGTERM)
 
 
 def interrupt(scene: Scene) -> str:
+  """SIGINT, as Ctrl-C sends it; the run saves and leaves."""
   return _ask_to_stop(scene, signal.SIGINT)
 
 
@@ -154,14 +161,17 @@ def _ask_to_stop(scene: Scene, number: signal.Signals) -> str:
 
 
 def truncate(scene: Scene) -> str:
+  """Kills, and cuts a file of the newest checkpoint off at any byte."""
   return _damage_newest(scene, _truncate)
 
 
 def flip_a_bit(scene: Scene) -> str:
+  """Kills, and flips any bit of a file of the newest checkpoint."""
   return _damage_newest(scene, _flip_a_bit)
 
 
 def remove_a_file(scene: Scene) -> str:
+  """Kills, and deletes a file of the newest checkpoint."""
   return _damage_newest(scene, lambda path, _: path.unlink())
 
 
@@ -189,6 +199,7 @@ def _damage_newest(scene: Scene, damage: Callable[[pathlib.Path, random.Random],
 
 
 def fill_the_disk(scene: Scene) -> str:
+  """Leaves no room, or little, until the run has ended."""
   when = scene.anywhere()
   left = scene.rng.choice([0, scene.rng.randrange(100_000), scene.rng.randrange(4_000_000)])
   with scene.disk.full(left):
@@ -197,6 +208,7 @@ def fill_the_disk(scene: Scene) -> str:
 
 
 def make_read_only(scene: Scene) -> str:
+  """The workdir or its checkpoints, until the run has ended."""
   when = scene.training(checkpoints=1)
   folder = scene.rng.choice([scene.workdir, scene.workdir / "checkpoints"])
   with scene.disk.read_only(folder):
@@ -205,6 +217,7 @@ def make_read_only(scene: Scene) -> str:
 
 
 def remove_checkpoints(scene: Scene) -> str:
+  """Takes all checkpoints away, moved first or deleted in place, while the run goes on."""
   when = scene.training(checkpoints=1)
   folder, gone = scene.workdir / "checkpoints", scene.workdir.with_name("gone")
   how = scene.rng.choice(["moved", "deleted"])
@@ -217,6 +230,7 @@ def remove_checkpoints(scene: Scene) -> str:
 
 
 def move_the_workdir(scene: Scene) -> str:
+  """Takes the workdir away while the run goes on."""
   when = scene.training(checkpoints=1)
   gone = scene.workdir.with_name("gone")
   scene.workdir.rename(gone)

@@ -4,27 +4,27 @@ import logging
 import pathlib
 import re
 import shutil
-import types
 
+import jax
 import numpy as np
 import pytest
 
 import saol_jax
 from benchmarks import miniature
 from configs.imagenet_saol import get_config
-from saol_jax import train
-from saol_jax import workdir as workdirs
+from saol_jax.checkpoint import Checkpoints
+from saol_jax.config import resolve
 from saol_jax.data import BadImages, Geometry, Reading, load_source
 from saol_jax.data.decode import Decoder
 from saol_jax.data.loader import Loader
 from saol_jax.data.resize import resize
 from saol_jax.errors import UserError
+from saol_jax.experiment import Experiment
 from saol_jax.image_files import read_image
-from saol_jax.progress import Chrono
 from saol_jax.tensorflow_cpu import import_tensorflow
 from saol_jax.train import train_and_evaluate
 from tests.data.pictures import encode, scene
-from tests.support import records, tiny_config
+from tests.support import records
 
 SIZE = 16
 # The first, the second and the last of the 1,000 classes in the order of their WordNet ids.
@@ -56,6 +56,18 @@ def imagenet(tmp_path_factory):
 def load(root, split="train", name="imagenet2012", **changes):
   reading = Reading(geometry=Geometry(SIZE), bad_images=BadImages(0.1, "count"), **changes)
   return load_source(name, split, data_dir=str(root), reading=reading)
+
+
+def recipe(imagenet):
+  """Of ImageNet, for a network and images that are small."""
+  config = get_config("resnet8")
+  config.batch_size, config.num_train_steps = 16, 20
+  config.eval_batch_size, config.eval_every_steps = 4, 20
+  config.log_every_steps = config.checkpoint_every_steps = 10
+  config.model.width, config.model.norm_group = 4, 4
+  config.loss.consistency_weight = 0.0  # compiling it costs more than all the steps
+  config.data.data_dir, config.data.image_size = str(imagenet), SIZE
+  return config
 
 
 def file_names(source) -> list[str]:
@@ -133,13 +145,7 @@ def test_a_copy_with_smaller_images_is_the_same_data_set(imagenet, tmp_path, cap
 
 
 def test_twenty_steps_with_the_recipe(imagenet, tmp_path):
-  config = get_config("resnet8")
-  config.batch_size, config.num_train_steps = 16, 20
-  config.eval_batch_size, config.eval_every_steps = 4, 20
-  config.log_every_steps = config.checkpoint_every_steps = 10
-  config.model.width, config.model.norm_group = 4, 4
-  config.loss.consistency_weight = 0.0  # compiling it costs more than all the steps
-  config.data.data_dir, config.data.image_size = str(imagenet), SIZE
+  config = recipe(imagenet)
   config.data.max_bad_fraction = 0.1
   state = train_and_evaluate(config, tmp_path)
   assert int(state.step) == 20
@@ -161,26 +167,20 @@ def test_twenty_steps_with_the_recipe(imagenet, tmp_path):
   assert 11 * lines[2]["eval/saol_top5"] == pytest.approx(round(11 * lines[2]["eval/saol_top5"]))
 
 
-def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more(tmp_path):
-  saved = []
-  checkpoints = types.SimpleNamespace(
-    save=saved.append, save_for_good=lambda state: saved.append((state, "on disk"))
-  )
-  experiment = types.SimpleNamespace(config=tiny_config())
-  workdirs.claim(experiment.config, tmp_path)
-  run = train._Run(experiment, None, tmp_path, checkpoints, None, {}, None, None)
-  state = types.SimpleNamespace(bad_step={"gradient": 0})
-
-  def batches():
-    yield "batch"
-    raise UserError("4 image(s) cannot be decoded")
-
-  source, chrono = batches(), Chrono(10, 8, elapsed=0.0)
-  assert run._next(source, state, chrono) == "batch"
-  assert not saved
-  with pytest.raises(UserError, match="cannot be decoded"):
-    run._next(source, state, chrono)
-  assert saved == [state, (state, "on disk")]
+def test_what_is_trained_so_far_is_saved_when_the_data_cannot_be_read_any_more(imagenet, tmp_path):
+  config = recipe(imagenet)
+  config.data.max_bad_fraction = 0.03  # one image of 24 is more
+  source = load(imagenet)
+  broken = file_names(source).index(BROKEN)
+  config.seed = next(s for s in range(99) if broken not in Loader(source, 16, s).indices(0))
+  with pytest.raises(UserError, match=BROKEN):
+    train_and_evaluate(config, tmp_path)
+  checkpoints = Checkpoints(tmp_path, {})
+  assert list(checkpoints.steps) == [1]
+  state = checkpoints.restore(Experiment(resolve(config)).abstract_state())
+  checkpoints.close()
+  assert int(state.step) == 1
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
 
 
 def test_damage_on_the_disk_costs_what_it_hits(imagenet, tmp_path):

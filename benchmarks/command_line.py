@@ -1,0 +1,73 @@
+"""Command lines: those of the benchmarks, and those of the runs of main.py that they start."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks import record
+from saol_jax.errors import UserError
+
+
+def make_parser(doc: str) -> argparse.ArgumentParser:
+  """A parser that is described by a script's first line, and shows defaults."""
+  return argparse.ArgumentParser(
+    description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+  )
+
+
+def add_sizes(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+  """Adds what a model and its images are made from, see `synthetic`.
+
+  Args:
+    parser: to add to.
+    defaults: of `backbone`, `image_size`, `num_classes` and `dtype`.
+  """
+  parser.set_defaults(**defaults)
+  parser.add_argument("--backbone", help="see saol_jax.list_backbones()")
+  parser.add_argument("--image_size", type=positive(int), help="pixels a side")
+  parser.add_argument("--num_classes", type=positive(int), help="classes")
+  parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
+  parser.add_argument("--dtype", help="float32, bfloat16; auto: by device")
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+  """A parser of command-line numbers above 0, of type `kind`."""
+
+  def parse(text: str) -> Any:
+    value = kind(text)
+    if not value > 0:
+      raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number")
+    return value
+
+  return parse
+
+
+def parse_fields(changes: Sequence[str]) -> dict[str, str]:
+  """What `--set FIELD=VALUE ...` says, by name.
+
+  Raises:
+    UserError: one has no "=".
+  """
+  for change in changes:
+    if "=" not in change:
+      raise UserError(f"--set {change}; expected FIELD=VALUE, such as batch_size=64")
+  return dict(change.split("=", 1) for change in changes)
+
+
+def run_of(config: str, workdir: pathlib.Path | str, fields: Mapping[str, Any]) -> list[str]:
+  """The command of a run of main.py.
+
+  Args:
+    config: below the repository, with its argument if it has one: `configs/digits_saol.py:gap`.
+    workdir: of the run.
+    fields: of the config that are set, by name.
+  """
+  return [
+    sys.executable,
+    str(record.ROOT / "main.py"),
+    f"--config={record.ROOT / config}",
+    f"--workdir={workdir}",
+    *(f"--config.{name}={value}" for name, value in fields.items()),
+  ]
