@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, input, localise, predict, record, scaling, step, step_torch
+from benchmarks import heads, input, localise, predict, record, scaling, step, step_torch, synthetic
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.data import ArraySource
@@ -272,7 +272,7 @@ def check_settings(result: dict) -> None:
 
 def check_ratios_and_rates(result: dict) -> None:
   """They follow from the rounds."""
-  for part, names in (("training", step.VARIANTS), ("inference", step.INFERENCE)):
+  for part, names in (("training", synthetic.VARIANTS), ("inference", step.INFERENCE)):
     numbers = result[part]
     assert list(numbers) == list(names)
     base = np.array(numbers["gap"]["step_seconds"]["rounds"])
@@ -294,7 +294,7 @@ def check_ratios_and_rates(result: dict) -> None:
 def check_table(result: dict, output: str) -> None:
   """It says what the JSON says."""
   printed = rows(output)
-  names = [label for label, _ in step.VARIANTS.values()] + list(step.INFERENCE.values())
+  names = [label for label, _ in synthetic.VARIANTS.values()] + list(step.INFERENCE.values())
   numbers = [*result["training"].values(), *result["inference"].values()]
   assert [row[0] for row in printed] == names
   for row, own in zip(printed, numbers, strict=True):
