@@ -6,15 +6,18 @@ import os
 import pathlib
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import multihost
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from saol_jax.checksums import checksums, wrong_checksum
-from saol_jax.distributed import is_main_process, wait_for_all
+from saol_jax.distributed import as_main_process_says, is_main_process, wait_for_all
 from saol_jax.errors import UserError
 from saol_jax.train_step import TrainState
 
@@ -53,6 +56,7 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
         read_only=read_only,
       ),
     )
@@ -77,14 +81,16 @@ class Checkpoints:
     """Starts to save a state, unless its step is saved already. Waits for the one before.
 
     If the folder has vanished, or what was in it, it is made anew with a loud warning. The one
-    before is given up, as loudly, if it took too long.
+    before is given up, as loudly, if it took too long. Of several processes all save the same step;
+    there a save that was going on as its folder vanished, or took too long, ends the run.
 
     Raises:
       UserError: this save or the one before could not be written.
     """
     step = int(state.step)
     try:
-      if self._vanished:
+      # A shared folder may be seen late: the main process, which made what is in it, decides.
+      if as_main_process_says(self._vanished):
         self._put_back()
       if step in self._manager.all_steps():
         return
@@ -126,7 +132,7 @@ class Checkpoints:
       self._give_up(error)
       self.save(state)
     except Exception as error:
-      if not self._vanished:
+      if jax.process_count() > 1 or not self._vanished:
         raise self._save_failed(error) from error
       self.save(state)
     self.wait()
@@ -213,12 +219,7 @@ class Checkpoints:
 
   @property
   def _vanished(self) -> bool:
-    """Whether the newest checkpoint that was on disk is there no more.
-
-    Several processes do not ask: they would have to agree, and a shared folder may be seen late.
-    """
-    if jax.process_count() > 1:
-      return False
+    """Whether the newest checkpoint that was on disk is there no more."""
     last = self._directory if self._last_good is None else self._directory / str(self._last_good)
     return not last.is_dir()
 
@@ -227,13 +228,17 @@ class Checkpoints:
     try:
       self._manager.wait_until_finished()
     except Exception as error:  # the folder vanished while this one was written to it
+      if jax.process_count() > 1:  # others may still wait for it
+        raise
       logger.debug("in the vanished folder: %s", error)
     logger.warning(
       "CHECKPOINTS VANISHED: what was saved under %s is gone. The state in memory is good: it is "
       "saved anew, and training goes on",
       self._directory,
     )
-    self._directory.mkdir(parents=True, exist_ok=True)
+    if is_main_process():
+      self._directory.mkdir(parents=True, exist_ok=True)
+    wait_for_all("the folder is made anew")
     self._manager.reload()
     self._last_good = self.latest
 
@@ -253,6 +258,17 @@ class Checkpoints:
       f"A checkpoint could not be saved under {self._directory}: {_first_line(error)}; {kept}. "
       "Free some space or mend the folder, then run the same command again to go on from there."
     )
+
+
+def _meet(*, key: str, timeout_ms: int) -> None:
+  """Orbax's barrier of all processes, but where a save has failed its process waits for nobody.
+
+  The others never come: they wait for their part of that save. Orbax would leave all waiting for 20
+  minutes; so the failure ends this process at its next save, and its end ends the others.
+  """
+  in_background = threading.current_thread() is not threading.main_thread()
+  if not (in_background and sys.exception()):
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class _KeepBest(preservation_policy.PreservationPolicy):

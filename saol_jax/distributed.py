@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saol_jax.errors import UserError
@@ -76,6 +77,13 @@ def wait_for_all(what: str) -> None:
 
     key = f"saol_jax {next(_places)}: {what}"
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _BARRIER_SECONDS)
+
+
+def as_main_process_says(answer: bool) -> bool:
+  """The main process's answer, in every process; all must ask."""
+  if jax.process_count() == 1:
+    return answer
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def _started_by_a_launcher() -> bool:

@@ -148,13 +148,17 @@ class _Run:
           self.stop.count(jax.block_until_ready(in_flight.popleft()))
 
   def _next(self, batches: Iterator, state: TrainState, chrono: Chrono) -> dict[str, jax.Array]:
-    """The next batch; what is trained so far is saved if the data cannot be read any more."""
+    """The next batch; what is trained so far is saved if the data cannot be read any more.
+
+    One process of several cannot save: the others are in the middle of a step by then.
+    """
     try:
       with chrono.waiting():
         return next(batches)
     except UserError:
-      self.save(state)
-      self.checkpoints.save_for_good(state)
+      if jax.process_count() == 1:
+        self.save(state)
+        self.checkpoints.save_for_good(state)
       raise
 
   def save(self, state: TrainState) -> None:

@@ -1,6 +1,7 @@
 """Two real processes with two devices each, beside one process with four."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,13 @@ def start_both(workdir, *more, **changes) -> list[subprocess.Popen]:
   ]
 
 
+def wait_until(processes, true) -> None:
+  while not true():
+    ended = [process for process in processes if process.poll() is not None]
+    assert not ended, ended[0].communicate()[0][-6000:]
+    time.sleep(0.02)
+
+
 def ends(processes, timeout=300) -> list[tuple[int, str]]:
   outputs = [process.communicate(timeout=timeout)[0] for process in processes]
   return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
@@ -73,9 +81,7 @@ def stopped(tmp_path_factory):
   """A run of two processes of which the second one, which is not the main one, got SIGTERM."""
   workdir = tmp_path_factory.mktemp("together")
   processes = start_both(workdir)
-  while not (workdir / "metrics.jsonl").exists() or not records(workdir):
-    assert processes[1].poll() is None, processes[1].communicate()[0][-6000:]
-    time.sleep(0.05)
+  wait_until(processes, lambda: (workdir / "metrics.jsonl").exists() and records(workdir))
   processes[1].send_signal(signal.SIGTERM)
   return workdir, ends(processes)
 
@@ -111,9 +117,7 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
     if path.name == "20":
       os.rename(path, workdir / "20")
   processes = start_both(workdir, num_train_steps=20)
-  while records(workdir)[-1]["step"] > 10:
-    assert processes[1].poll() is None, processes[1].communicate()[0][-6000:]
-    time.sleep(0.05)
+  wait_until(processes, lambda: records(workdir)[-1]["step"] <= 10)
   processes[1].kill()
   (code, output), _ = ends(processes)
   # Whichever notices first: our own message, or the heartbeat of JAX, which aborts with its own.
@@ -123,6 +127,30 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
   assert code == 0, output
   for a, b in zip(records(workdir), records(alone), strict=True):
     same_but_for_rounding(a, b)
+
+
+def test_vanished_checkpoints_are_put_back_by_all(tmp_path, alone):
+  processes = start_both(tmp_path)
+  wait_until(processes, lambda: (tmp_path / "checkpoints" / "10").is_dir())
+  shutil.rmtree(tmp_path / "checkpoints")
+  ended = ends(processes)
+  assert [code for code, _ in ended] == [0, 0], ended
+  assert "CHECKPOINTS VANISHED" in ended[0][1]
+  for a, b in zip(records(tmp_path), records(alone), strict=True):
+    same_but_for_rounding(a, b)
+  a, b = (saved_state(folder, 20, optimizer__name="sgd") for folder in (tmp_path, alone))
+  assert a.keys() == b.keys()
+
+
+def test_a_save_that_fails_in_one_process_keeps_none_waiting(tmp_path):
+  """It would be for Orbax's 20 minutes. The save may just be done: then they are put back."""
+  processes = start_both(tmp_path)
+  items = tmp_path / "checkpoints" / "10.orbax-checkpoint-tmp"
+  wait_until(processes, lambda: items.is_dir() and len(list(items.iterdir())) == 3)
+  shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+  (code, output), (other, _) = ends(processes, timeout=200)
+  assert (code, other) in [(UserError.code, PEER_LOST), (UserError.code, -signal.SIGABRT), (0, 0)]
+  assert "could not be saved" in output or "CHECKPOINTS VANISHED" in output
 
 
 def test_flags_go_together():
