@@ -1,0 +1,113 @@
+"""The recipes of scripts/, with stand-ins for the commands of clusters that are not here."""
+
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+import yaml
+
+from saol_jax.errors import PEER_LOST, Stopped, UserError
+from tests.support import ROOT
+
+# What stands for the interpreter notes each of its arguments in a line.
+PYTHON = 'printf "%s\\n" "$PWD" "$@" > "$NOTES/python"; exit ${CODE:-0}'
+ARGUMENTS = ["--config=configs/imagenet_saol.py", "--config.data.name=two words; $HOME"]
+
+
+@pytest.fixture
+def launch(tmp_path):
+  """A function that calls a script; returns how it ended, and what each command was given."""
+  commands, repository = tmp_path / "bin", tmp_path / "my repository"
+
+  def install(path, text) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+
+  install(repository / ".venv" / "bin" / "python", PYTHON)
+  # Each runs what the real one would run, on this machine.
+  install(commands / "srun", 'while [[ $1 == --* ]]; do shift; done; "$@"')
+  install(commands / "scontrol", 'printf "%s\\n" "$@" > "$NOTES/scontrol"')
+  given = 'for word; do [[ $word == --command=* ]] && bash -c "${word#--command=}"; done'
+  install(commands / "gcloud", f'printf "%s\\n" "$@" > "$NOTES/gcloud"; {given}')
+
+  def call(script, *arguments, cwd=repository, **variables):
+    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "NOTES": str(tmp_path)}
+    done = subprocess.run(
+      ["bash", str(ROOT / "scripts" / script), *arguments],
+      cwd=cwd,
+      env=environment | variables,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    notes = {
+      name: (tmp_path / name).read_text().splitlines()
+      for name in ("python", "scontrol", "gcloud")
+      if (tmp_path / name).is_file()
+    }
+    return done, notes
+
+  return call
+
+
+@pytest.mark.parametrize(
+  ("code", "again"),
+  [(0, False), (Stopped.code, True), (PEER_LOST, True), (UserError.code, False), (1, False)],
+)
+def test_slurm_queues_again_what_was_stopped_or_lost_a_node(launch, code, again):
+  done, notes = launch("slurm.sbatch", *ARGUMENTS, CODE=str(code), SLURM_JOB_ID="17")
+  assert done.returncode == code, done.stderr
+  assert notes["python"][1:] == ["main.py", *ARGUMENTS]
+  assert notes.get("scontrol") == (["requeue", "17"] if again else None)
+
+
+def test_every_worker_of_a_pod_gets_the_same_command(launch, tmp_path):
+  names = {"TPU": "my-pod", "ZONE": "us-central2-b", "REPO": "my repository"}
+  places = {"WORKDIR": "gs://bucket/a run", "DATA": "/mnt/my data"}
+  done, notes = launch("tpu_pod.sh", *ARGUMENTS, cwd=tmp_path, **names, **places)
+  assert done.returncode == 0, done.stderr
+  assert notes["gcloud"][:5] == ["compute", "tpus", "tpu-vm", "ssh", "my-pod"]
+  assert {"--zone=us-central2-b", "--worker=all"} < set(notes["gcloud"])
+  where, *command = notes["python"]
+  assert where == str(tmp_path / "my repository")
+  assert command == [
+    "main.py",
+    *ARGUMENTS,
+    "--workdir=gs://bucket/a run",
+    "--config.data.data_dir=/mnt/my data",
+  ]
+
+
+def test_a_pod_without_a_name_is_refused(launch):
+  done, notes = launch("tpu_pod.sh", *ARGUMENTS)
+  assert done.returncode != 0
+  assert "name of the TPU" in done.stderr
+  assert not notes
+
+
+def test_the_pods_of_a_jobset_find_each_other():
+  text = (ROOT / "scripts" / "jobset.yaml").read_text()
+  jobset = yaml.safe_load(text)
+  (job,) = jobset["spec"]["replicatedJobs"]
+  pods = job["template"]["spec"]
+  (container,) = pods["template"]["spec"]["containers"]
+  flags = dict(
+    flag.removeprefix("--").split("=", 1) for flag in container["command"] if "=" in flag
+  )
+  assert pods["parallelism"] == pods["completions"] == int(flags["num_processes"])
+  assert flags["process_id"] == "$(INDEX)"
+  # JobSet names its pods SET-JOB-REPLICA-INDEX, and the set's own name is their subdomain.
+  name = jobset["metadata"]["name"]
+  assert flags["coordinator"].split(":")[0] == f"{name}-{job['name']}-0-0.{name}"
+  known = (ROOT / "main.py").read_text() + (ROOT / "saol_jax" / "command_line.py").read_text()
+  for flag in flags:
+    assert re.search(rf'"{flag.split(".")[0]}"', known), flag
+  assert (ROOT / flags["config"]).is_file()
+  mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+  assert {
+    f"/{flags[name].split('/')[1]}" for name in ("workdir", "config.data.data_dir")
+  } == mounted
+  assert shlex.join(container["command"][:2]) == ".venv/bin/python main.py"
