@@ -40,6 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from benchmarks import record
 from benchmarks.command_line import add_sizes, make_parser, positive
 from benchmarks.synthetic import VARIANTS, SyntheticExperiment, make_config, synthetic_images
+from saol_jax.compiler import compiler_options
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
 from saol_jax.train_step import Batch
@@ -158,7 +159,7 @@ def compile_inference(
       output, _ = experiment.model.apply(variables, images, train=False)
       return output.gap_logits if head == "gap" else output.spatial
 
-    return jax.jit(inference)
+    return jax.jit(inference, compiler_options=compiler_options(experiment.mesh))
 
   numbers, functions = {}, {}
   for head in INFERENCE:

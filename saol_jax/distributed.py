@@ -114,14 +114,3 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
   return {
     name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()
   }
-
-
-def compiler_options(mesh: Mesh, *, deterministic: bool) -> dict[str, bool]:
-  """What XLA is told when it compiles a step for a mesh: as a rule, nothing.
-
-  In deterministic mode GPUs get `xla_gpu_deterministic_ops`: no algorithm whose sums depend on the
-  order of arrival, and none chosen by timing, so that a process that goes on computes what the one
-  before would have computed. CPUs and TPUs need no such mode.
-  """
-  on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
-  return {"xla_gpu_deterministic_ops": True} if deterministic and on_gpu else {}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from saol_jax.compiler import compiler_options
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
@@ -80,7 +81,12 @@ def make_score_maps(
     return score_maps(model, variables, normalise(images, info.mean, info.std), classes, names)[0]
 
   batch = split_batch(mesh)
-  return jax.jit(compute, in_shardings=(replicated(mesh), batch, batch), out_shardings=batch)
+  return jax.jit(
+    compute,
+    in_shardings=(replicated(mesh), batch, batch),
+    out_shardings=batch,
+    compiler_options=compiler_options(mesh),
+  )
 
 
 def score_maps(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from saol_jax.compiler import compiler_options
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
 from saol_jax.experiment import Experiment
@@ -126,7 +127,6 @@ class Figures:
     """A jitted function from variables and images to log-probabilities, labels and maps."""
     experiment = self._experiment
 
-    @jax.jit
     def predict(variables, images):
       images = normalise(images, experiment.info.mean, experiment.info.std)
       names = ("attention", "class", BOX_MAP)
@@ -134,4 +134,4 @@ class Figures:
       log_probs = output.spatial.log_probs
       return log_probs, log_probs.argmax(-1), maps
 
-    return predict
+    return jax.jit(predict, compiler_options=compiler_options(experiment.mesh))

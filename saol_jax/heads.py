@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx, struct
 
-from saol_jax.convolution import convolve
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -161,7 +159,7 @@ class SAOL(nnx.Module):
       for lateral, stage in zip(self.laterals, stages[-len(self.laterals) :], strict=True)
     ]
     features = jnp.concatenate(features, axis=-1)
-    return _convolve(self.classify, nnx.relu(self.norm(features, train=train)))
+    return self.classify(nnx.relu(self.norm(features, train=train)))
 
 
 class _CellScore(nnx.Module):
@@ -175,7 +173,7 @@ class _CellScore(nnx.Module):
   def __call__(self, stage: jax.Array, *, train: bool) -> jax.Array:
     """(B, H, W, C) to (B, H, W) float32."""
     hidden = nnx.relu(self.norm(self.hidden(stage), train=train))
-    return _convolve(self.score, hidden).squeeze(-1).astype(jnp.float32)
+    return self.score(hidden).squeeze(-1).astype(jnp.float32)
 
 
 def _conv(channels, features, kernel_size, *, use_bias=False, dtype, rngs) -> nnx.Conv:
@@ -185,36 +183,11 @@ def _conv(channels, features, kernel_size, *, use_bias=False, dtype, rngs) -> nn
     features,
     (kernel_size, kernel_size),
     padding=kernel_size // 2,
-    conv_general_dilated=convolve,
     use_bias=use_bias,
     dtype=dtype,
     kernel_init=nnx.initializers.he_normal(),
     rngs=rngs,
   )
-
-
-def _convolve(conv: nnx.Conv, x: jax.Array) -> jax.Array:
-  """`conv(x)` with bias, in the way that suits the number of its output channels, K.
-
-  Where all taps of the k x k kernel together give no more numbers than there are inputs,
-  k * k * K <= C, one matrix product computes them, and shifted sums, in float32, put them in place:
-  the same arithmetic, but libraries leave most of their tiles empty at one or ten output channels.
-  """
-  size, _, channels, features = conv.kernel.shape
-  if size == 1 or size * size * features > channels:
-    return conv(x)
-  height, width = x.shape[1:3]
-  taps = jnp.einsum(
-    "bhwc,ijck->bhwijk",
-    x.astype(conv.dtype),
-    conv.kernel[...].astype(conv.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  taps = jnp.pad(taps, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0), (0, 0), (0, 0)))
-  result = conv.bias[...].reshape(1, 1, 1, -1)
-  for i, j in np.ndindex(size, size):
-    result = result + taps[:, i : i + height, j : j + width, i, j]
-  return result.astype(conv.dtype)
 
 
 def _resized_conv(conv: nnx.Conv, stage: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from saol_jax import explain, localization
+from saol_jax.compiler import compiler_options
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
@@ -275,6 +276,7 @@ def _make_predict(experiment: Experiment, names: Sequence[str]):
     predict,
     in_shardings=(replicated(experiment.mesh), batch, batch),
     out_shardings=replicated(experiment.mesh),
+    compiler_options=compiler_options(experiment.mesh),
   )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from saol_jax import explain
+from saol_jax.compiler import compiler_options
 from saol_jax.data import Geometry
 from saol_jax.data.augment import normalise
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
@@ -164,6 +165,7 @@ class Predictor:
       forward,
       in_shardings=(replicated(self._mesh), split_batch(self._mesh)),
       out_shardings=replicated(self._mesh),
+      compiler_options=compiler_options(self._mesh),
     )
 
   def __call__(self, images: ImageLike | Sequence[ImageLike]) -> list[Prediction]:

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 
 from saol_jax import cutmix, losses
 from saol_jax.accumulation import Batch, mean_over_parts
+from saol_jax.compiler import compiler_options
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
-from saol_jax.distributed import compiler_options, replicated, split_batch
+from saol_jax.distributed import replicated, split_batch
 from saol_jax.metrics import classification_sums, confusion_counts
 from saol_jax.model import FunctionalModel, ModelOutput, Variables
 from saol_jax.multipliers import Multipliers

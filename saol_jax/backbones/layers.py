@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from saol_jax.convolution import convolve
 from saol_jax.errors import UserError
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -52,7 +51,6 @@ def conv(
     strides=stride,
     padding="SAME" if tensorflow else kernel_size // 2,
     feature_group_count=groups,
-    conv_general_dilated=convolve,
     use_bias=use_bias,
     kernel_init=HE_FAN_OUT,
     dtype=dtype,

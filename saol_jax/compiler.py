@@ -1,0 +1,35 @@
+"""What XLA is told when it compiles the programs of a run."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+
+
+def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bool | str]:
+  """Options of `jax.jit` for a program on the devices of a mesh.
+
+  On CPUs only products of matrices are left to YNNPACK, a library that XLA also gives convolutions
+  by default, one by one. XLA's own way with them, Eigen's, takes about half the time: see
+  `benchmarks/compiler.py`. The option is experimental: a jaxlib without it is not told.
+
+  In deterministic mode GPUs get `xla_gpu_deterministic_ops`: no algorithm whose sums depend on the
+  order of arrival, and none chosen by timing, so that a process that goes on computes what the one
+  before would have computed. CPUs and TPUs need no such mode.
+  """
+  platform = mesh.devices.flat[0].platform
+  if platform == "cpu":
+    return _CPU if _cpu_options_are_known() else {}
+  on_gpu = platform in ("gpu", "cuda", "rocm")
+  return {"xla_gpu_deterministic_ops": True} if deterministic and on_gpu else {}
+
+
+@functools.cache
+def _cpu_options_are_known() -> bool:
+  try:
+    jax.jit(lambda: 0, compiler_options=_CPU).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
