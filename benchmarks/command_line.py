@@ -32,6 +32,14 @@ def add_sizes(parser: argparse.ArgumentParser, **defaults: Any) -> None:
   parser.add_argument("--dtype", help="float32, bfloat16; auto: by device")
 
 
+def add_timing(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+  """Adds what is measured for how long, see `step.measure`, and where the numbers go."""
+  parser.add_argument("--batch_size", type=positive(int), default=64, help="over all devices")
+  parser.add_argument("--rounds", type=positive(int), default=rounds, help="turns of each")
+  parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
+  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
+
+
 def positive(kind: type) -> Callable[[str], Any]:
   """A parser of command-line numbers above 0, of type `kind`."""
 

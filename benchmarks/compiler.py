@@ -19,8 +19,8 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
-from benchmarks.command_line import add_sizes, make_parser, positive
-from benchmarks.step import measure, spread, training_turn
+from benchmarks.command_line import add_sizes, add_timing, make_parser
+from benchmarks.step import inference_turn, measure, spread, training_turn
 from benchmarks.synthetic import VARIANTS, SyntheticExperiment, make_config, synthetic_images
 from saol_jax.compiler import compiler_options
 
@@ -30,10 +30,7 @@ HEADS = ("gap", "saol")
 def main() -> None:
   """Measures, prints the table and writes the JSON."""
   options = _parse()
-  platform = jax.default_backend()
-  output = options.output or record.RESULTS / f"compiler_{options.backbone}_{platform}.json"
-  record.check_output(output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, f"compiler_{options.backbone}")
   images = synthetic_images(options)
   turns = {}
   for head in HEADS:
@@ -80,24 +77,13 @@ def _inference(experiment: SyntheticExperiment, batch: Any, given: dict | None) 
     return output.gap_logits if output.spatial is None else output.spatial
 
   compiled = jax.jit(forward, compiler_options=given).lower(variables, images).compile()
-
-  def turn(steps: int) -> None:
-    for _ in range(steps):
-      output = compiled(variables, images)
-    jax.block_until_ready(output)
-
-  return turn
+  return inference_turn(compiled, variables, images)
 
 
 def _parse() -> argparse.Namespace:
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
-  parser.add_argument("--batch_size", type=positive(int), default=64, help="images")
-  parser.add_argument("--rounds", type=positive(int), default=12, help="turns of each")
-  parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
-  parser.add_argument(
-    "--output", type=pathlib.Path, help="default: compiler_BACKBONE_PLATFORM.json"
-  )
+  add_timing(parser, rounds=12)
   return parser.parse_args()
 
 

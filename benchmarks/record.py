@@ -58,6 +58,21 @@ def describe_run() -> dict[str, object]:
   }
 
 
+def begin(output: pathlib.Path | None, name: str) -> tuple[pathlib.Path, dict[str, object]]:
+  """Where a run's numbers go, and what `describe_run` says.
+
+  Args:
+    output: as the user wants it; None for NAME_PLATFORM.json among the results.
+    name: of the benchmark and what it measures.
+
+  Raises:
+    UserError: nothing can be written there.
+  """
+  output = output or RESULTS / f"{name}_{jax.default_backend()}.json"
+  check_output(output)
+  return output, describe_run()
+
+
 def check_output(path: pathlib.Path) -> None:
   """Makes the folder of a result file, before the minutes of measuring that fill it.
 

@@ -38,7 +38,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record
-from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.command_line import add_sizes, add_timing, make_parser
 from benchmarks.synthetic import VARIANTS, SyntheticExperiment, make_config, synthetic_images
 from saol_jax.compiler import compiler_options
 from saol_jax.data.augment import normalise
@@ -54,11 +54,7 @@ _INFERENCE_SHARE = 0.25  # of the measuring time
 def main() -> None:
   """Measures, prints the tables and writes the JSON."""
   options = _parse()
-  output = (
-    options.output or record.RESULTS / f"step_{options.backbone}_{jax.default_backend()}.json"
-  )
-  record.check_output(output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, f"step_{options.backbone}")
   images = synthetic_images(options)
   mode = {"deterministic": options.deterministic}
   experiments = {
@@ -86,7 +82,7 @@ def main() -> None:
 
   variables = states["saol"].variables
   inference, functions = compile_inference(experiments["saol"], variables, batch["image"])
-  turns = {name: _inference_turn(functions[name], variables, batch["image"]) for name in INFERENCE}
+  turns = {name: inference_turn(functions[name], variables, batch["image"]) for name in INFERENCE}
   seconds = options.seconds * _INFERENCE_SHARE
   inference_timing = measure(turns, rounds=options.rounds, seconds=seconds)
   _add_times(inference, inference_timing, options.batch_size)
@@ -278,7 +274,9 @@ def training_turn(step: Callable, states: dict[str, Any], name: str, batch: Batc
   return turn
 
 
-def _inference_turn(function: Callable, variables: Any, images: jax.Array) -> Callable:
+def inference_turn(function: Callable, variables: Any, images: jax.Array) -> Callable:
+  """A function that calls another one a number of times, and waits for the last result."""
+
   def turn(steps: int) -> None:
     for _ in range(steps):
       output = function(variables, images)
@@ -327,16 +325,9 @@ def program_bytes(compiled: Any) -> int:
 def _parse() -> argparse.Namespace:
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
-  parser.add_argument(
-    "--batch_size", type=positive(int), default=64, help="images, over all devices"
-  )
+  add_timing(parser, rounds=30)
   parser.add_argument(
     "--deterministic", action="store_true", help="as --config.deterministic; changes GPUs alone"
-  )
-  parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each variant")
-  parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
-  parser.add_argument(
-    "--output", type=pathlib.Path, help="default: benchmarks/results/step_BACKBONE_PLATFORM.json"
   )
   return parser.parse_args()
 

@@ -38,7 +38,7 @@ import ml_collections
 import numpy as np
 
 from benchmarks import record, step
-from benchmarks.command_line import add_sizes, make_parser, positive
+from benchmarks.command_line import add_sizes, add_timing, make_parser
 from benchmarks.synthetic import SyntheticExperiment, synthetic_images
 from saol_jax.config import default_config, resolve
 from saol_jax.errors import UserError
@@ -100,9 +100,7 @@ def main() -> None:
   """Measures, prints the table and writes the JSON."""
   options = parse()
   platform = jax.default_backend()
-  output = options.output or record.RESULTS / f"step_torch_{options.backbone}_{platform}.json"
-  record.check_output(output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, f"step_torch_{options.backbone}")
   config = make_config(options)
   images = synthetic_images(options)
   experiment = SyntheticExperiment(config, images)
@@ -163,12 +161,9 @@ def parse() -> argparse.Namespace:
   """The command line."""
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
-  parser.add_argument("--batch_size", type=positive(int), default=64)
+  add_timing(parser, rounds=20)
   parser.add_argument("--variants", nargs="+", help="of PyTorch, see torch_training.py")
   parser.add_argument("--torch_python", default=sys.executable, help="an interpreter with torch")
-  parser.add_argument("--rounds", type=positive(int), default=20)
-  parser.add_argument("--seconds", type=positive(float), default=60.0)
-  parser.add_argument("--output", type=pathlib.Path)
   return parser.parse_args()
 
 
