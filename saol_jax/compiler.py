@@ -12,8 +12,9 @@ def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bo
   """Options of `jax.jit` for a program on the devices of a mesh.
 
   On CPUs only products of matrices are left to YNNPACK, a library that XLA also gives convolutions
-  by default, one by one. XLA's own way with them, Eigen's, takes about half the time: see
-  `benchmarks/compiler.py`. The option is experimental: a jaxlib without it is not told.
+  by default, one by one. XLA's own way with them, Eigen's, takes about half the time at batches of
+  32 and 64, and a little more at 8: see `benchmarks/compiler.py`. The option is experimental: a
+  jaxlib without it is not told.
 
   In deterministic mode GPUs get `xla_gpu_deterministic_ops`: no algorithm whose sums depend on the
   order of arrival, and none chosen by timing, so that a process that goes on computes what the one
