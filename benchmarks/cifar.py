@@ -35,7 +35,7 @@ from benchmarks import cifar_report, cifar_results, record
 from benchmarks.command_line import make_parser, parse_fields, run_of
 from saol_jax.errors import Stopped, UserError
 
-# Each has what the one before has, and one thing more; the last one gives both (f) and (g).
+# Each has what the one before has, and one thing more, up to "saol", which gives both (f) and (g).
 VARIANTS = {
   "gap": {"model.head": "gap", "cutmix.prob": 0.0},
   "gap_cutmix": {"model.head": "gap"},
@@ -47,6 +47,7 @@ VARIANTS = {
   "saol_ss1": {"loss.consistency_weight": 0.0, "loss.distillation_weight": 0.0},
   "saol_ss2": {"loss.distillation_weight": 0.0},
   "saol": {},
+  "saol_half_ss2": {"loss.consistency_every": 2},
 }
 
 _LEAST_SECONDS = 45.0  # a run is not started with less time left

@@ -33,6 +33,8 @@ ROWS = (
   ("(e) + L_SS2", "saol_ss2", "saol"),
   ("(f) + L_SD: SAOL", "saol", "saol"),
   ("(g) + L_SD: its GAP-FC", "saol", "gap"),
+  ("(f), half of L_SS2: SAOL", "saol_half_ss2", "saol"),
+  ("(g), half of L_SS2: its GAP-FC", "saol_half_ss2", "gap"),
 )
 _COLOURS = {"saol": ("SAOL output", "#0969da"), "gap": ("GAP-FC output", "#e16f24")}
 
@@ -75,6 +77,12 @@ def replaced(text: str, name: str, block: str) -> str:
   return before + begin + block + "\n" + end + after
 
 
+def rows_of(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+  """Those of ROWS that have runs."""
+  trained = {run["variant"] for run in results["runs"]}
+  return [row for row in ROWS if row[1] in trained]
+
+
 def of_row(results: dict[str, Any], variant: str, head: str) -> list[dict[str, Any]]:
   """A head's scores in all runs of a variant, by seed."""
   runs = sorted(results["runs"], key=lambda run: run["seed"])
@@ -82,12 +90,10 @@ def of_row(results: dict[str, Any], variant: str, head: str) -> list[dict[str, A
 
 
 def table(results: dict[str, Any]) -> str:
-  """A Markdown table: mean and standard deviation over seeds."""
+  """A Markdown table of the rows that have runs: mean and standard deviation over seeds."""
   rows = []
-  for name, variant, head in ROWS:
+  for name, variant, head in rows_of(results):
     found = of_row(results, variant, head)
-    if not found:
-      continue
     runs = [run for run in results["runs"] if run["variant"] == variant]
     rows.append(
       [
@@ -116,17 +122,17 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
   figure = Figure(figsize=(10, 4.5), dpi=DPI, layout="constrained")
   canvas = FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  for x, (_, variant, head) in enumerate(ROWS):
+  rows = rows_of(results)
+  for x, (_, variant, head) in enumerate(rows):
     found, colour = of_row(results, variant, head), _COLOURS[head][1]
     for offset, kind, fill in ((-0.12, "last", colour), (0.12, "best", "white")):
       values = [100 * own[kind]["top1"] for own in found]
-      if values:
-        places = [x + offset] * len(values)
-        axes.scatter(places, values, s=36, facecolor=fill, edgecolor=colour, zorder=3)
-        mean = statistics.mean(values)
-        axes.hlines(mean, x + offset - 0.1, x + offset + 0.1, color=colour, linewidth=2)
-  axes.set_xticks(range(len(ROWS)), [wrapped(name) for name, _, _ in ROWS], fontsize=8)
-  axes.set_xlim(-0.5, len(ROWS) - 0.5)
+      places = [x + offset] * len(values)
+      axes.scatter(places, values, s=36, facecolor=fill, edgecolor=colour, zorder=3)
+      mean = statistics.mean(values)
+      axes.hlines(mean, x + offset - 0.1, x + offset + 0.1, color=colour, linewidth=2)
+  axes.set_xticks(range(len(rows)), [wrapped(name) for name, _, _ in rows], fontsize=8)
+  axes.set_xlim(-0.5, len(rows) - 0.5)
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["bottom", "left"]].set_color(PALE)
   axes.tick_params(colors=GREY, length=0)
@@ -147,7 +153,7 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
 
 def wrapped(name: str) -> str:
   """A row's name in two lines."""
-  return name.replace(": ", ":\n").replace(" + CutMix", "\n+ CutMix")
+  return name.replace(": ", ":\n").replace(", half", ",\nhalf").replace(" + CutMix", "\n+ CutMix")
 
 
 if __name__ == "__main__":

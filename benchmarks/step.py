@@ -1,11 +1,12 @@
-"""Speed, memory and arithmetic of the training step: GAP-FC + CutMix, SAOL without L_SS2, SAOL.
+"""Speed, memory and arithmetic of the training step: GAP-FC + CutMix, and three of SAOL.
 
   python benchmarks/step.py                  # the demo's network: about two minutes on 2 CPU cores
   python benchmarks/step.py --backbone=resnet50 --image_size=224 --num_classes=1000 --batch_size=256
 
-The three variants share backbone, batch, images and recipe. The recipe is the demo's
-(configs/digits_saol.py) for its network, resnet8, and that of `default_config()` for all others;
-CutMix is on in each. The images are noise that lies on the device: no input pipeline is timed.
+SAOL comes without L_SS2, with it on half of the batch, and as in the paper. The variants share
+backbone, batch, images and recipe. The recipe is the demo's (configs/digits_saol.py) for its
+network, resnet8, and that of `default_config()` for all others; CutMix is on in each. The images
+are noise that lies on the device: no input pipeline is timed.
 
 Time: after a warm-up the variants take turns, A B C A B C ..., each turn being some steps followed
 by a wait for the device, so that the drift of a shared machine hits all alike. Ratios are taken

@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch that does not fit is computed in parts."""
+"""Parts of a batch: gradient accumulation, and losses that are taken on a share of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,16 @@ import jax
 import jax.numpy as jnp
 
 Batch = dict[str, jax.Array]
+
+
+def every_nth_chunk(x: jax.Array, *, n: int, chunk: int) -> jax.Array:
+  """One of each `n` chunks of consecutive examples of x (B, ...): (B / n, ...).
+
+  Each device has as many of them, where its share of the batch is a multiple of `n * chunk`.
+  """
+  if n == 1:
+    return x
+  return x.reshape(-1, n, chunk, *x.shape[1:])[:, 0].reshape(-1, *x.shape[1:])
 
 
 def mean_over_parts(

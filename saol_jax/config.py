@@ -1,5 +1,7 @@
 """Every field that a config has, its meaning, and the checks that need no data."""
 
+import math
+
 import jax
 import ml_collections
 
@@ -32,6 +34,7 @@ _AT_LEAST_ONE = (
   "eval_every_steps",
   "checkpoint_every_steps",
   "model.width",
+  "loss.consistency_every",
   "optimizer.accumulate",
 )
 _AT_LEAST_ZERO = (
@@ -94,6 +97,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.loss = loss = ml_collections.ConfigDict()
   loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out
   loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
+  loss.consistency_every = 1  # 2: L_SS2 on half of the batch, at half of its cost; 3: a third
   loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
   loss.distillation_beta = 0.5  # weight of the label inside L_SD
   loss.concentration_weight = 0.0  # of a loss of ours that spreads the attention; 0: as the paper
@@ -210,7 +214,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   _check_crop(config.data)
   for name in ("data.mean", "data.std"):
     _check_channels(name, _get(config, name))
-  if not config.num_train_steps and not config.num_epochs > 0:
+  if not config.num_train_steps and config.num_epochs <= 0:
     raise UserError(
       f"num_epochs={config.num_epochs} and num_train_steps={config.num_train_steps}; "
       "expected one of them to be positive"
@@ -225,6 +229,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     raise UserError(
       f"optimizer.milestones={milestones}; expected rising shares of the run between 0 and 1"
     )
+  for name, value in _flat(config).items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{name}={value}; expected a finite number")
   return config
 
 

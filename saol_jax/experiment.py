@@ -242,21 +242,23 @@ def _overlaid(variables: Variables, values: Mapping[tuple, np.ndarray]) -> Varia
 
 def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:
   """Raises UserError where the batch cannot be divided as the config wants."""
-  size, parts = config.batch_size, config.optimizer.accumulate
-  group = config.model.norm_group
+  size, parts, group = config.batch_size, config.optimizer.accumulate, config.model.norm_group
+  every = config.loss.consistency_every if "consistency" in loss_weights(config) else 1
+  together = parts * every * examples_kept_together(config)
   for divisor, what in (
     (devices, f"the {devices} devices"),
     (parts, f"optimizer.accumulate={parts}"),
     (group or 1, f"model.norm_group={group}"),
     (2 if config.cutmix.prob or config.mixup.prob else 1, "CutMix's or mixup's pairs"),
-    (parts * examples_kept_together(config), "pairs and norm groups in each accumulated part"),
+    (every, f"loss.consistency_every={every}"),
+    (together, "pairs and norm groups in each accumulated part and each share for L_SS2"),
   ):
     if size % divisor:
       raise UserError(
         f"batch_size={size} cannot be divided by {what}; expected a multiple of {divisor}, such as "
         f"--config.batch_size={-(-size // divisor) * divisor}"
       )
-  if size // devices % (parts * examples_kept_together(config)):
+  if size // devices % together:
     logger.warning(
       "batch_size=%d on %d devices splits CutMix pairs or norm groups between devices: the result "
       "is the same, but they will have to exchange images or statistics in every step",

@@ -13,7 +13,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from saol_jax import cutmix, losses
-from saol_jax.accumulation import Batch, mean_over_parts
+from saol_jax.accumulation import Batch, every_nth_chunk, mean_over_parts
 from saol_jax.compiler import compiler_options
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
@@ -96,15 +96,17 @@ def saol_losses(
   mask: jax.Array,
   *,
   beta: float,
+  thin: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> dict[str, jax.Array]:
-  """The paper's losses of a mixed batch, (B,) each.
+  """The paper's losses of a mixed batch, (B,) each; L_SS2 of what `thin` leaves of it.
 
   Args:
     output: for the mixed images.
-    unmixed: for the same images before mixing; None leaves L_SS2 out.
+    unmixed: for what `thin` leaves of the images before mixing; None leaves L_SS2 out.
     targets: (B, K), mixed labels.
     mask: (B, height, width), 1 where a pixel was pasted.
     beta: of L_SD.
+    thin: from arrays (B, ...) to whole pairs of their examples; the paper takes them all.
   """
   spatial = output.spatial
   mask = cutmix.reduce_mask(mask, spatial.attention.shape[1:])
@@ -113,7 +115,8 @@ def saol_losses(
     values["mask"] = losses.mask_loss(spatial.mask_logits, mask)
   if unmixed is not None:  # L_SS2: what was pasted came from the partner
     source = cutmix.partner(unmixed.spatial.spatial_log_probs)
-    values["consistency"] = losses.consistency_loss(spatial.spatial_log_probs, source, mask)
+    prediction = thin(spatial.spatial_log_probs)
+    values["consistency"] = losses.consistency_loss(prediction, source, thin(mask))
   values["distillation"] = losses.self_distillation_loss(  # L_SD
     spatial.log_probs, output.gap_logits, targets, beta
   )
@@ -138,6 +141,8 @@ def make_loss_fn(
   """
   weights = loss_weights(config)
   multipliers = Multipliers.parse(config.optimizer.multipliers)
+  every, chunk = config.loss.consistency_every, examples_kept_together(config)
+  thin = functools.partial(every_nth_chunk, n=every, chunk=chunk)
 
   def loss_fn(params, batch_stats, batch: Batch, key: jax.Array):
     key_mixed, key_unmixed = jax.random.split(key)
@@ -150,10 +155,10 @@ def make_loss_fn(
       if "consistency" in weights:
         # Fixed targets: no gradient, and these statistics are not kept.
         fixed = jax.lax.stop_gradient(variables)
-        unmixed, _ = model.apply(fixed, batch["image"], train=True, key=key_unmixed)
+        unmixed, _ = model.apply(fixed, thin(batch["image"]), train=True, key=key_unmixed)
       mask = cutmix.box_mask(batch["box"], *batch["image"].shape[1:3])
       beta = config.loss.distillation_beta
-      values = saol_losses(output, unmixed, batch["target"], mask, beta=beta)
+      values = saol_losses(output, unmixed, batch["target"], mask, beta=beta, thin=thin)
 
     values = {name: values[name].mean() for name in weights}
     total = sum(weights[name] * value for name, value in values.items())

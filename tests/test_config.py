@@ -20,6 +20,7 @@ BAD = {
   "seed": [-1],
   "batch_size": [0, -8],
   "eval_batch_size": [0],
+  "num_epochs": [NAN, float("inf")],
   "num_train_steps": [-1],
   "log_every_steps": [0],
   "eval_every_steps": [0],
@@ -31,6 +32,7 @@ BAD = {
   "model.norm_group": [-1],
   "loss.mask_weight": [-1.0, NAN],
   "loss.consistency_weight": [-1.0, NAN],
+  "loss.consistency_every": [0],
   "loss.distillation_weight": [-1.0, NAN],
   "loss.distillation_beta": [-0.5, NAN],
   "loss.concentration_weight": [-0.1, NAN],
@@ -57,7 +59,7 @@ BAD = {
   "data.max_bad_fraction": [-0.1, 1.1, NAN],
   "data.bad_in_evaluation": ["skip"],
   "data.threads": [-1],
-  "optimizer.learning_rate": [0.0, -0.1, NAN],
+  "optimizer.learning_rate": [0.0, -0.1, NAN, float("inf")],
   "optimizer.momentum": [-0.1, 1.0, NAN],
   "optimizer.weight_decay": [-1e-4, NAN],
   "optimizer.warmup_share": [-0.1, 1.0, NAN],
@@ -74,7 +76,6 @@ BAD = {
 }
 # Checked against what is known elsewhere (data sets, backbones, schedules, ...), or any value goes.
 UNCHECKED = {
-  "num_epochs",
   "deterministic",
   "figures",
   "model.name",
@@ -148,7 +149,7 @@ def test_bad_value_names_the_field_and_the_value(field, value):
     resolve(changed(**{field: value}))
 
 
-@pytest.mark.parametrize("epochs", [0.0, -1.0, NAN])
+@pytest.mark.parametrize("epochs", [0.0, -1.0])
 def test_a_run_needs_a_length(epochs):
   with pytest.raises(UserError, match=rf"num_epochs={epochs} and num_train_steps=0"):
     resolve(changed(num_epochs=epochs))

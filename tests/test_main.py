@@ -135,6 +135,7 @@ BAD_FIELDS = {
   "odd batch": ({"batch_size": 15, "model__norm_group": 0}, "CutMix"),
   "norm groups": ({"model__norm_group": 5}, "norm_group=5"),
   "accumulation": ({"optimizer__accumulate": 3}, "accumulate=3"),
+  "share for L_SS2": ({"loss__consistency_every": 3}, "consistency_every=3"),
   "image too small": ({"model__name": "resnet18"}, "too small"),
   "bad probability": ({"cutmix__prob": 1.5}, "cutmix.prob=1.5"),
 }

@@ -58,8 +58,12 @@ def test_four_devices_compute_what_one_does(norm_group):
   assert_close(one_state, four_state, 2e-5)
 
 
-def test_four_devices_exchange_sums_and_nothing_else():
-  experiment = experiment_on(4)
+HALF = {"loss__consistency_every": 2, "batch_size": 32}
+
+
+@pytest.mark.parametrize("changes", [{}, HALF])
+def test_four_devices_exchange_sums_and_nothing_else(changes):
+  experiment = experiment_on(4, **changes)
   experiment.compile()
   program = experiment.train_step.as_text()
   assert 1 <= program.count(" all-reduce(") + program.count(" all-reduce-start(") <= 4
@@ -121,6 +125,28 @@ def test_first_step_is_the_paper_written_out():
   # The mixed batch alone moved the running statistics.
   assert_close(new_state.variables.batch_stats, batch_stats, 1e-4)
   assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
+
+
+def test_consistency_on_half_of_the_batch_is_that_of_every_other_norm_group():
+  """Groups do not see each other, so that a group has the same loss alone."""
+  half = experiment_on(4, **HALF)
+  state, batch = half.init(), Loader(half.train, 32, 0)[0]
+  keys = steps.step_keys(state.key, state.step)
+  prepared = jax.device_get(
+    prepare_batch(half.config, half.info, half.mesh, half.put(batch), *keys[:2])
+  )
+  apply = jax.jit(lambda variables, images: half.model.apply(variables, images, train=True)[0])
+  variables = jax.device_get(state.variables)
+  mixed, unmixed = (apply(variables, prepared[name]).spatial for name in ("mixed", "image"))
+  values = losses.consistency_loss(
+    mixed.spatial_log_probs,
+    cutmix.partner(unmixed.spatial_log_probs),
+    cutmix.reduce_mask(cutmix.box_mask(prepared["box"], 32, 32), (8, 8)),
+  )
+  taken, left = np.asarray(values).reshape(4, 2, 4).mean((0, 2))
+  assert taken != pytest.approx(left, rel=1e-2)
+  _, metrics = half.train_step(state, half.put(batch))
+  assert float(metrics["consistency"]) == pytest.approx(taken, rel=1e-4)
 
 
 def test_label_smoothing_is_applied_before_mixing():
