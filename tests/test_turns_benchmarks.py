@@ -1,0 +1,65 @@
+"""Benchmarks whose programs take turns, but for step.py: what they print follows from the times."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import compiler, step_parts
+from tests.support import mesh_of
+
+SIZES = ["--image_size=16", "--num_classes=3", "--width=4", "--batch_size=4"]
+QUICK = [*SIZES, "--rounds=2", "--seconds=0.1"]
+
+
+def result_of(main, monkeypatch, path, *options: str) -> dict:
+  monkeypatch.setattr("sys.argv", ["benchmark", *QUICK, *options, f"--output={path}"])
+  main()
+  return json.loads(path.read_text())
+
+
+def rows(output: str) -> list[list[str]]:
+  return [
+    [cell.strip() for cell in line.split("|")[1:-1]]
+    for line in output.splitlines()
+    if line.startswith("|")
+  ][2:]
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch):
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(1))
+
+
+def test_parts_of_a_step_add_up(monkeypatch, tmp_path, capsys):
+  result = result_of(step_parts.main, monkeypatch, tmp_path / "x.json", "--matrix_size=64")
+  parts, programs = result["parts"], result["programs"]
+  assert list(parts) == list(step_parts.PARTS)
+  *others, whole = parts.values()
+  for key in ("seconds", "share"):
+    summed = np.sum([own[key]["rounds"] for own in others], 0)
+    np.testing.assert_allclose(summed, whole[key]["rounds"])
+  np.testing.assert_allclose(whole["share"]["rounds"], 1)
+  assert sum(own["flops"] for own in others) == pytest.approx(whole["flops"])
+  assert whole["flops"] == programs["step"]["flops"]
+  forward, unmixed = parts["trunk, forward"], parts["unmixed forward pass, L_SS2"]
+  assert parts["trunk, backward; GAP-FC's loss"]["flops"] == pytest.approx(
+    2 * forward["flops"], rel=0.15
+  )
+  assert unmixed["flops"] > forward["flops"]  # with the head
+  rate = whole["flops"] / whole["seconds"]["median"] / result["matrix_flops_per_second"]
+  assert whole["utilisation"] == pytest.approx(rate)
+  printed = rows(capsys.readouterr().out)
+  assert [row[0] for row in printed] == list(parts)
+  assert printed[-1][1:3] == [f"{1000 * whole['seconds']['median']:.2f}", "100.0 %"]
+
+
+def test_compiler_options_are_compared_inside_rounds(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(compiler, "HEADS", ("gap",))  # the quicker one to compile
+  result = result_of(compiler.main, monkeypatch, tmp_path / "x.json")
+  assert list(result["timing"]) == ["gap training", "gap inference"]
+  printed = rows(capsys.readouterr().out)
+  for row, own in zip(printed, result["timing"].values(), strict=True):
+    ratios = np.divide(own["with_seconds"]["rounds"], own["without_seconds"]["rounds"])
+    np.testing.assert_allclose(own["ratio"]["rounds"], ratios)
+    assert row[-1] == f"{np.median(ratios):.2f} ({ratios.min():.2f}-{ratios.max():.2f})"
