@@ -12,7 +12,7 @@ demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 test: venv-dev  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/processes
 
-test-processes: venv-dev  ## several processes that train one run, one of them killed: minutes of waiting
+test-processes: venv-dev  ## runs that are stopped, killed or out of disk, and runs of several processes: minutes of waiting
 	$(BIN)/python -m pytest tests/processes
 
 test-parity: venv-parity  ## the same features as PyTorch's libraries compute; installs PyTorch

@@ -127,3 +127,24 @@ def assert_identical(a, b) -> None:
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def saved_state(workdir: pathlib.Path, step: int, **changes):
+  """The checkpoint of a step of a tiny run, as arrays by path."""
+  experiment = Experiment(resolve(tiny_config(**changes)))
+  checkpoints = Checkpoints(workdir, {}, read_only=True)
+  state = checkpoints.restore(experiment.abstract_state(), step)
+  checkpoints.close()
+  return leaves(state)
+
+
+def same_arrays(a: dict, b: dict) -> None:
+  assert a.keys() == b.keys()
+  for name in a:
+    assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+  }

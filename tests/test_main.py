@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
-import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from saol_jax import data as data_module
 from saol_jax.data import ArraySource
 from saol_jax.errors import DivergedError, UserError
 from saol_jax.train import train_and_evaluate
-from tests.support import ROOT, command, environment, mesh_of, records, run, tiny_config
+from tests.support import ROOT, command, environment, mesh_of, records, run, snapshot, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +23,6 @@ def finished(tmp_path_factory):
   code, output = run(command(workdir, figures=True))
   assert code == 0, output
   return workdir, output
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
-  return {
-    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-  }
 
 
 def test_run_shows_progress_and_ends_with_a_summary(finished):
@@ -246,35 +237,3 @@ def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):
   assert not (workdir / "tensorboard").exists()
   assert str(workdir / "tensorboard") not in output
   assert records(workdir)[-1]["step"] == 12
-
-
-def test_full_disk_keeps_the_checkpoint_before(finished, tmp_path):
-  """A file system of 16 MB, filled up after the first checkpoint."""
-  disk = tmp_path / "disk"
-  disk.mkdir()
-  mounted = subprocess.run(
-    ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True, check=False
-  )
-  if mounted.returncode:
-    pytest.skip("a small file system cannot be mounted here")
-  try:
-    workdir = disk / "run"
-    shutil.copytree(finished[0], workdir)
-    shutil.rmtree(workdir / "checkpoints" / "12")
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in lines[:3]))
-    kept = snapshot(workdir / "checkpoints" / "10")
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    (disk / "filler").write_bytes(b"x" * (free - 300_000))
-    code, output = run(command(workdir))
-    assert code == 2, output
-    assert "could not be saved" in output
-    assert str(workdir / "checkpoints" / "10") in output
-    assert "Traceback" not in output
-    assert snapshot(workdir / "checkpoints" / "10") == kept
-    (disk / "filler").unlink()
-    code, output = run(command(workdir))
-    assert code == 0, output[-3000:]
-    assert "Going on from step 10" in output
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)

@@ -1,13 +1,10 @@
-"""Nothing is lost: in process, through SIGTERM, and through kill -9 of a real process."""
+"""A run that was stopped, or that finds damage, ends as if nothing had happened. All in process."""
 
 import itertools
 import json
 import os
 import pathlib
-import random
 import shutil
-import signal
-import subprocess
 import time
 
 import jax
@@ -20,15 +17,7 @@ from saol_jax.errors import Stopped, UserError
 from saol_jax.experiment import Experiment
 from saol_jax.stopping import StopRequest
 from saol_jax.train import train_and_evaluate
-from tests.support import (
-  assert_identical,
-  command,
-  environment,
-  leaves,
-  records,
-  run,
-  tiny_config,
-)
+from tests.support import assert_identical, records, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +25,6 @@ def undisturbed(tmp_path_factory):
   """Workdir and final state of a run in this process."""
   workdir = tmp_path_factory.mktemp("undisturbed")
   return workdir, jax.device_get(train_and_evaluate(tiny_config(), workdir))
-
-
-@pytest.fixture(scope="module")
-def undisturbed_process(tmp_path_factory):
-  """Workdir of a run through main.py, on one device."""
-  workdir = tmp_path_factory.mktemp("undisturbed_process")
-  code, output = run(command(workdir))
-  assert code == 0, output
-  return workdir
-
-
-def saved_state(workdir: pathlib.Path, step: int, **changes):
-  """The checkpoint of a step of a tiny run, as arrays by path."""
-  experiment = Experiment(resolve(tiny_config(**changes)))
-  checkpoints = Checkpoints(workdir, {}, read_only=True)
-  state = checkpoints.restore(experiment.abstract_state(), step)
-  checkpoints.close()
-  return leaves(state)
-
-
-def same_arrays(a: dict, b: dict) -> None:
-  assert a.keys() == b.keys()
-  for name in a:
-    assert a[name].tobytes() == b[name].tobytes(), name
 
 
 def test_run_leaves_what_it_promises(undisturbed):
@@ -203,86 +168,6 @@ def test_finished_run_only_reports_again(undisturbed):
   before = (workdir / "metrics.jsonl").read_text()
   assert_identical(state, train_and_evaluate(tiny_config(), workdir))
   assert (workdir / "metrics.jsonl").read_text() == before
-
-
-def wait_until(condition, process, seconds=120.0) -> None:
-  deadline = time.monotonic() + seconds
-  while not condition():
-    assert process.poll() is None, "the process ended by itself"
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-
-
-def test_signal_while_compiling_leaves_at_once_and_a_restart_goes_on(undisturbed_process, tmp_path):
-  process = start(command(tmp_path))
-  wait_until((tmp_path / "metrics.jsonl").exists, process)
-  leave(process, signal.SIGTERM)
-  code, output = run(command(tmp_path))
-  assert code == 0, output
-  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
-  assert records(tmp_path) == records(undisturbed_process)
-
-
-def test_signal_while_training_saves_and_a_restart_goes_on(tmp_path):
-  """Both signals are handled alike, so that each is tried at one of the two moments."""
-  watched = {"log_every_steps": 1, "eval_every_steps": 100_000, "checkpoint_every_steps": 100_000}
-  long = command(tmp_path, num_train_steps=100_000, **watched)
-  process = start(long)
-  log = tmp_path / "metrics.jsonl"
-  wait_until(lambda: log.exists() and log.read_text(), process)
-  leave(process, signal.SIGINT)
-  last = records(tmp_path)[-1]["step"]
-  assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [last]
-  process = start(long)
-  wait_until(lambda: records(tmp_path)[-1]["step"] > last, process)
-  output = leave(process, signal.SIGINT)
-  assert f"Going on from step {last} " in output
-
-
-def start(arguments: list[str]) -> subprocess.Popen:
-  return subprocess.Popen(
-    arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  )
-
-
-def leave(process: subprocess.Popen, number: signal.Signals) -> str:
-  """Sends a signal and checks that it is answered soon and well; returns what was printed."""
-  started = time.monotonic()
-  process.send_signal(number)
-  output, _ = process.communicate(timeout=60)
-  assert process.returncode == 75, output
-  assert "Run the same command again" in output
-  assert "Traceback" not in output
-  assert time.monotonic() - started < 10
-  return output
-
-
-def test_kill_at_random_moments_loses_nothing(undisturbed_process, tmp_path):
-  """kill -9, three times, anywhere between the first line of the log and the end."""
-  moments = random.Random(0)
-  kills = 0
-  for _ in range(3):
-    process = subprocess.Popen(
-      command(tmp_path), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    seen = len((tmp_path / "metrics.jsonl").read_text()) if kills else 0
-
-    def moved(seen=seen) -> bool:
-      path = tmp_path / "metrics.jsonl"
-      return path.exists() and len(path.read_text()) > seen
-
-    while process.poll() is None and not moved():
-      time.sleep(0.01)
-    time.sleep(moments.uniform(0, 1.0))
-    if process.poll() is None:
-      process.kill()
-      kills += 1
-    process.wait()
-  assert kills
-  code, output = run(command(tmp_path))
-  assert code == 0, output
-  same_arrays(saved_state(undisturbed_process, 12), saved_state(tmp_path, 12))
-  assert records(tmp_path) == records(undisturbed_process)
 
 
 def _truncate(checkpoint: pathlib.Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from saol_jax.distributed import join_processes
 from saol_jax.errors import PEER_LOST, Stopped, UserError
-from tests.support import command, environment, records, run
-from tests.test_resume import saved_state
+from tests.support import command, environment, records, run, saved_state
 
 # Groups of norms and pairs inside a device, and a line of the log at every step. From the same
 # parameters, gradients of one device and of four differ by 7e-7 of their norm, and training at the
