@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from saol_jax.errors import UserError
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
+
+_PAUSES = (1.0, 4.0, 15.0)  # seconds before a save that was given up is tried once more
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
@@ -130,7 +133,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
     except TimeoutError as error:
       self._give_up(error)
-      self.save(state)
+      self._save_anew(state)
     except Exception as error:
       if jax.process_count() > 1 or not self._vanished:
         raise self._save_failed(error) from error
@@ -248,6 +251,19 @@ class Checkpoints:
       raise error
     logger.warning("CHECKPOINT NOT SAVED IN TIME: %s; saving anew", _first_line(error))
     self._manager.reload()
+
+  def _save_anew(self, state: TrainState) -> None:
+    """Saves the step whose save was given up, whose threads may still write to the same place."""
+    for pause in _PAUSES:
+      try:
+        self.save(state)
+        return self.wait()
+      except UserError as error:
+        reason = _first_line(error.__cause__ or error)
+        logger.warning("CHECKPOINT NOT SAVED YET: %s; trying again in %g s", reason, pause)
+        time.sleep(pause)
+        self._manager.reload()
+    self.save(state)
 
   def _save_failed(self, error: Exception) -> UserError:
     kept = "there was none before"
