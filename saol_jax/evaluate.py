@@ -51,7 +51,7 @@ def evaluate(
   *,
   check_stop: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-  """Scores a state on a whole split.
+  """Scores a state on a whole split, which is read once for the variables and their average.
 
   Args:
     experiment: what to evaluate with.
@@ -63,29 +63,33 @@ def evaluate(
   candidates = {"": state.variables}
   if state.ema is not None:
     candidates["ema_"] = state.ema
+  sums: dict[str, Sums] = {}
+  last_line = time.monotonic()
+  batches = padded_batches(source, experiment.eval_batch_size, **experiment.my_part)
+  for number, batch in enumerate(batches):
+    check_stop()
+    batch = experiment.put(batch)
+    for name, variables in candidates.items():
+      new = experiment.eval_step(variables, batch)
+      sums[name] = jax.tree.map(jax.numpy.add, sums[name], new) if name in sums else new
+    # Waiting bounds the queue of the device, and lets a stop request through soon.
+    jax.block_until_ready(sums)
+    if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+      last_line = time.monotonic()
+      done = min((number + 1) * experiment.eval_batch_size, len(source))
+      logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
+  sums = jax.device_get(sums)
   results = {}
-  for name, variables in candidates.items():
-    sums, last_line = None, time.monotonic()
-    batches = padded_batches(source, experiment.eval_batch_size, **experiment.my_part)
-    for number, batch in enumerate(batches):
-      check_stop()
-      new = experiment.eval_step(variables, experiment.put(batch))
-      sums = new if sums is None else jax.tree.map(jax.numpy.add, sums, new)
-      # Waiting bounds the queue of the device, and lets a stop request through soon.
-      jax.block_until_ready(sums)
-      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-        last_line = time.monotonic()
-        done = min((number + 1) * experiment.eval_batch_size, len(source))
-        logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
-    sums = jax.device_get(sums)
-    left_out = len(source) - round(float(sums[experiment.heads[0]]["count"]))
-    if left_out:
-      results[f"{prefix}/broken_images"] = left_out
-      logger.warning("  %d of %d images are broken and not in the score", left_out, len(source))
+  left_out = len(source) - round(float(sums[""][experiment.heads[0]]["count"]))
+  if left_out:
+    results[f"{prefix}/broken_images"] = left_out
+    logger.warning("  %d of %d images are broken and not in the score", left_out, len(source))
+  for name, of_heads in sums.items():
     for head in experiment.heads:
-      for score, value in classification_scores(sums[head]).items():
+      for score, value in classification_scores(of_heads[head]).items():
         results[f"{prefix}/{name}{head}_{score}"] = value
-  return Evaluation(results, {head: sums[head] for head in experiment.heads})
+  reported = sums["" if state.ema is None else "ema_"]
+  return Evaluation(results, {head: reported[head] for head in experiment.heads})
 
 
 def describe(results: dict[str, float]) -> str:

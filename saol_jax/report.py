@@ -277,7 +277,7 @@ def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:
 def save(canvas: FigureCanvasAgg, path: str | os.PathLike) -> None:
   """Writes the drawn canvas as an RGB PNG."""
   canvas.draw()
-  Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, "PNG", optimize=True)
+  Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(path, "PNG")
 
 
 def summary(

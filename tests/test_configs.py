@@ -199,7 +199,9 @@ def test_wsol_config_names_a_bad_argument():
 
 
 def test_held_out_examples_replace_the_test_split_until_the_end(tmp_path):
-  config = tiny_config(data__validation=0.25, num_train_steps=4, eval_every_steps=2)
+  config = tiny_config(
+    data__validation=0.05, num_train_steps=4, eval_every_steps=2, optimizer__ema_decay=0.0
+  )
   experiment = Experiment(resolve(config))
   assert experiment.eval_split == "validation"
   train_and_evaluate(config, tmp_path)
