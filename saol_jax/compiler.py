@@ -13,7 +13,7 @@ def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bo
 
   On CPUs only products of matrices are left to YNNPACK, a library that XLA also gives convolutions
   by default, one by one. XLA's own way with them, Eigen's, takes about half the time at batches of
-  32 and 64, and a little more at 8: see `benchmarks/compiler.py`. The option is experimental: a
+  32 and 64, and three quarters at 8: see `benchmarks/compiler.py`. The option is experimental: a
   jaxlib without it is not told.
 
   In deterministic mode GPUs get `xla_gpu_deterministic_ops`: no algorithm whose sums depend on the
