@@ -179,12 +179,12 @@ def measure(
   """
   for turn in turns.values():
     turn(_WARM_UP_STEPS)
-  once = sum(_seconds(turn, 1) for turn in turns.values())
+  once = sum(seconds_of(turn, 1) for turn in turns.values())
   steps = max(1, round(seconds / rounds / once))
   times = {name: [] for name in turns}
   for _ in range(rounds):
     for name, turn in turns.items():
-      times[name].append(_seconds(turn, steps) / steps)
+      times[name].append(seconds_of(turn, steps) / steps)
   return {"steps": steps, "seconds": times}
 
 
@@ -286,7 +286,8 @@ def inference_turn(function: Callable, variables: Any, images: jax.Array) -> Cal
   return turn
 
 
-def _seconds(turn: Callable[[int], None], steps: int) -> float:
+def seconds_of(turn: Callable[[int], None], steps: int) -> float:
+  """The time that a turn of some steps takes."""
   start = time.perf_counter()
   turn(steps)
   return time.perf_counter() - start
