@@ -3,6 +3,8 @@
 Plain NumPy on the host. Boxes are y_min, x_min, y_max, x_max in pixels, max exclusive.
 """
 
+import functools
+
 import numpy as np
 from scipy import ndimage
 
@@ -58,6 +60,7 @@ def resize_maps(maps: np.ndarray, size: tuple[int, int], method: str = "bilinear
     return rows @ maps @ columns.T
 
 
+@functools.lru_cache(maxsize=64)  # of a tenth of a megabyte for a photograph
 def _bilinear(old: int, new: int) -> np.ndarray:
   """(new, old) float32: each row the two weights with which a new sample reads the old ones."""
   centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -65,6 +68,7 @@ def _bilinear(old: int, new: int) -> np.ndarray:
   return np.maximum(weights, 0).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=64)  # of a tenth of a megabyte for a photograph
 def _bicubic(old: int, new: int) -> np.ndarray:
   """(new, old) float32: likewise, four weights of Keys' cubic with a = -0.75, as in OpenCV."""
   centres = (np.arange(new) + 0.5) * old / new - 0.5
