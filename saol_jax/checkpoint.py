@@ -61,6 +61,8 @@ class Checkpoints:
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
         read_only=read_only,
+        create=not read_only,  # Orbax changes these two itself, with a warning each
+        save_interval_steps=0 if read_only else 1,
       ),
     )
     self._last_good = self.latest
