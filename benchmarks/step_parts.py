@@ -46,8 +46,8 @@ PARTS = {
   "whole step": (("step",), ()),
 }
 
-_MATRIX_SIZE = {"cpu": 1024}
-_MATRIX_SIZE_ELSEWHERE = 8192
+_MATRIX_SIZE = 8192
+_MATRIX_SIZE_ON_CPU = 1024
 
 
 def main() -> None:
@@ -168,7 +168,7 @@ def _parse() -> argparse.Namespace:
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
   add_timing(parser, rounds=30)
-  size = _MATRIX_SIZE.get(jax.default_backend(), _MATRIX_SIZE_ELSEWHERE)
+  size = _MATRIX_SIZE_ON_CPU if jax.default_backend() == "cpu" else _MATRIX_SIZE
   parser.add_argument("--matrix_size", type=positive(int), default=size, help="of the product")
   return parser.parse_args()
 

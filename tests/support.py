@@ -148,3 +148,14 @@ def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
   return {
     str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
   }
+
+
+def table_rows(output: str) -> list[list[str]]:
+  """The cells of all Markdown tables in a text, without headers and the rules below them."""
+  rows, lines = [], [line.strip() for line in output.splitlines()]
+  for above, line in zip(["", *lines], lines, strict=False):
+    if line.startswith("|") and above.startswith("|"):  # not a header
+      cells = [cell.strip() for cell in line.split("|")[1:-1]]
+      if cells[0].strip("-"):
+        rows.append(cells)
+  return rows

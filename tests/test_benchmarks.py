@@ -21,7 +21,7 @@ from saol_jax.data import ArraySource
 from saol_jax.data.source import DatasetInfo
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel
-from tests.support import ROOT, run
+from tests.support import ROOT, run, table_rows
 
 BATCH, PIXELS, CLASSES, WIDTH = 4, 16, 5, 8
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
@@ -37,15 +37,6 @@ def parameters(**options) -> int:
   """Of resnet8 with an output layer."""
   model = nnx.eval_shape(lambda: create_model("resnet8", CLASSES, rngs=nnx.Rngs(0), **options))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def rows(output: str) -> list[list[str]]:
-  """The cells of all Markdown rows, headers and rules left out."""
-  lines = [line.strip().split("|")[1:-1] for line in output.splitlines() if line.startswith("|")]
-  cells = [[cell.strip() for cell in line] for line in lines]
-  return [
-    c for c in cells if c[0] not in ("network", "training step", "inference") and c[0][0] != "-"
-  ]
 
 
 def check_description(result: dict) -> None:
@@ -78,7 +69,7 @@ def test_eight_devices_exchange_no_more_than_four(tmp_path, monkeypatch):
   expected = 4 * parameters(width=WIDTH) + eight["statistics_bytes"]
   assert eight["parameter_bytes"] == 4 * parameters(width=WIDTH)
   assert expected < sums["bytes"] < expected + 100
-  assert [row[3] for row in rows(printed) if row[0] == "SAOL"] == ["1", "1"]
+  assert [row[3] for row in table_rows(printed) if row[0] == "SAOL"] == ["1", "1"]
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -198,7 +189,7 @@ def test_heads_table_says_what_the_json_says(counted):
   result, output = counted
   check_description(result)
   assert "benchmarks/heads.py" in result["command"]
-  printed = iter(rows(output))
+  printed = iter(table_rows(output))
   for network in result["networks"]:
     base = network["outputs"]["gap"]
     for key, label in heads.LABELS.items():
@@ -293,7 +284,7 @@ def check_ratios_and_rates(result: dict) -> None:
 
 def check_table(result: dict, output: str) -> None:
   """It says what the JSON says."""
-  printed = rows(output)
+  printed = table_rows(output)
   names = [label for label, _ in synthetic.VARIANTS.values()] + list(step.INFERENCE.values())
   numbers = [*result["training"].values(), *result["inference"].values()]
   assert [row[0] for row in printed] == names
@@ -380,7 +371,7 @@ def test_predict_reports_what_it_measured(tmp_path, monkeypatch):
   # SAOL's forward pass does all that GAP-FC's does, and the predictor does all of SAOL's.
   flops = [numbers[name]["flops"] for name in ("gap", "saol")]
   assert flops[0] < flops[1]
-  for own, row in zip(numbers.values(), rows(output), strict=True):
+  for own, row in zip(numbers.values(), table_rows(output), strict=True):
     clock = np.array(own["clock_seconds"])
     assert len(clock) == len(own["busy_seconds"]) == 3
     assert own["images_per_second"] == pytest.approx(2 / np.median(clock))
@@ -443,7 +434,7 @@ def test_ours_is_compared_round_by_round():
   assert theirs["our_time_over_this"]["rounds"] == pytest.approx([1.0, 3.0, 0.5])
   assert theirs["our_busy_time_over_this"]["median"] == 2.0
   assert theirs["images_per_second"] == 80
-  ours, row = rows(step_torch.table(training))
+  ours, row = table_rows(step_torch.table(training))
   assert ours[3:] == ["1.00 (1.00-1.00)", "1.00", "2"]
   assert row == ["PyTorch eager", "100.0 (100.0-400.0)", "80", "1.00 (0.50-3.00)", "2.00", ""]
 
@@ -468,7 +459,7 @@ def test_runs_that_differ_in_the_seed_alone_share_a_row():
   runs = [localised(0, 0.5), localised(1, 0.6), localised(0, 0.9, mask_weight=0.0)]
   for own in runs:
     own["variant"] = localise.variant(own["config"], runs[0]["config"])
-  first, whole, other, _ = rows(localise.table(runs))[1:]
+  first, whole, other, _ = table_rows(localise.table(runs))
   assert first == ["as first", "2", "cam", "55.0 +- 7.1", "25.0 +- 0.0"]  # sqrt(50)
   assert whole[2] == "whole image"
   assert other == ["loss.mask_weight=0.0", "1", "cam", "90.0", "25.0"]

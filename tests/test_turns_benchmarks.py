@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compiler, end_to_end, step_parts
-from tests.support import mesh_of
+from tests.support import mesh_of, table_rows
 
 SIZES = ["--image_size=16", "--num_classes=3", "--width=4", "--batch_size=4"]
 QUICK = [*SIZES, "--rounds=2", "--seconds=0.1"]
@@ -16,14 +16,6 @@ def result_of(main, monkeypatch, path, *options: str) -> dict:
   monkeypatch.setattr("sys.argv", ["benchmark", *options, f"--output={path}"])
   main()
   return json.loads(path.read_text())
-
-
-def rows(output: str) -> list[list[str]]:
-  return [
-    [cell.strip() for cell in line.split("|")[1:-1]]
-    for line in output.splitlines()
-    if line.startswith("|")
-  ][2:]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +41,7 @@ def test_parts_of_a_step_add_up(monkeypatch, tmp_path, capsys):
   assert unmixed["flops"] > forward["flops"]  # with the head
   rate = whole["flops"] / whole["seconds"]["median"] / result["matrix_flops_per_second"]
   assert whole["utilisation"] == pytest.approx(rate)
-  printed = rows(capsys.readouterr().out)
+  printed = table_rows(capsys.readouterr().out)
   assert [row[0] for row in printed] == list(parts)
   assert printed[-1][1:3] == [f"{1000 * whole['seconds']['median']:.2f}", "100.0 %"]
 
@@ -58,7 +50,7 @@ def test_compiler_options_are_compared_inside_rounds(monkeypatch, tmp_path, caps
   monkeypatch.setattr(compiler, "HEADS", ("gap",))  # the quicker one to compile
   result = result_of(compiler.main, monkeypatch, tmp_path / "x.json", *QUICK)
   assert list(result["timing"]) == ["gap training", "gap inference"]
-  printed = rows(capsys.readouterr().out)
+  printed = table_rows(capsys.readouterr().out)
   for row, own in zip(printed, result["timing"].values(), strict=True):
     ratios = np.divide(own["with_seconds"]["rounds"], own["without_seconds"]["rounds"])
     np.testing.assert_allclose(own["ratio"]["rounds"], ratios)
@@ -73,7 +65,7 @@ def test_a_run_is_compared_with_its_bare_step(monkeypatch, tmp_path, capsys):
   assert {name: len(found) for name, found in rates.items()} == {"before": 6, "run": 5, "after": 6}
   before, run, after = (np.median(rates[name]) for name in ("before", "run", "after"))
   assert result["run_over_bare"] == pytest.approx(2 * run / (before + after))
-  printed = rows(capsys.readouterr().out)
+  printed = table_rows(capsys.readouterr().out)
   assert printed[1] == ["run", f"{run:.0f}", f"{result['run_over_bare']:.2f}"]
 
 
