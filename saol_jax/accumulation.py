@@ -26,6 +26,7 @@ def mean_over_parts(
   *,
   parts: int,
   chunk: int,
+  unroll: bool = False,
 ) -> Any:
   """Mean of `function(part, key)` over equal parts of a batch, one after the other.
 
@@ -39,6 +40,8 @@ def mean_over_parts(
     key: random key, split over the parts.
     parts: number of parts; 1 calls `function` on the whole batch.
     chunk: consecutive examples that must stay together; `parts * chunk` divides B.
+    unroll: write the parts out one after the other instead of in a loop: longer to compile, and the
+      compiler may no longer keep to the memory of one part.
 
   Returns:
     What `function` returns, averaged over the parts.
@@ -56,5 +59,5 @@ def mean_over_parts(
   inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
   first = jax.tree.map(lambda x: x[0], inputs)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
-  total, _ = jax.lax.scan(add, zeros, inputs)
+  total, _ = jax.lax.scan(add, zeros, inputs, unroll=unroll)
   return jax.tree.map(lambda x: x / parts, total)

@@ -27,6 +27,24 @@ def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bo
   return {"xla_gpu_deterministic_ops": True} if deterministic and on_gpu else {}
 
 
+def quick_compilation(mesh: Mesh) -> dict[str, int]:
+  """Options of `jax.jit` for a program that runs once, such as the one that draws parameters.
+
+  XLA takes long to optimise random numbers for CPUs: seconds, to save a tenth of one.
+  """
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  return {"xla_backend_optimization_level": 0} if on_cpu else {}
+
+
+def loops_are_slow(mesh: Mesh) -> bool:
+  """Whether a loop should rather be written out.
+
+  XLA for CPUs brings the gradients of convolutions into the form that its library wants only where
+  they are outside of loops; inside, a training step takes many times as long.
+  """
+  return mesh.devices.flat[0].platform == "cpu"
+
+
 @functools.cache
 def _cpu_options_are_known() -> bool:
   try:

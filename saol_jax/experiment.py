@@ -12,11 +12,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from saol_jax.data import BadImages, Geometry, Reading, Source, load_source
-from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
+from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel, Variables, create_model
 from saol_jax.multipliers import Multipliers
 from saol_jax.optimizer import make_optimizer, make_schedule
+from saol_jax.preparation import seed_data
 from saol_jax.pretrained import Pretrained, match
 from saol_jax.train_step import (
   TrainState,
@@ -46,7 +47,7 @@ class Experiment:
     num_train_steps: length of the run.
     schedule: learning rate by step.
     multipliers: of it, by parameter.
-    init, train_step, eval_step: jitted, see `train_step`.
+    train_step, eval_step: jitted, see `train_step`.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh | None = None):
@@ -75,7 +76,7 @@ class Experiment:
     optimizer = make_optimizer(config.optimizer, self.schedule)
     self.multipliers = Multipliers.parse(config.optimizer.multipliers)
     self.multipliers.check(jax.eval_shape(self.model.init, jax.random.key(0)).params)
-    self.init = make_init(config, self.model, optimizer, self.mesh)
+    self._init = make_init(config, self.model, optimizer, self.mesh)
     self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
     self.eval_step = make_eval_step(config, self.info, self.model, self.heads, self.mesh)
 
@@ -108,11 +109,11 @@ class Experiment:
 
   def abstract_state(self) -> TrainState:
     """Shapes, types and shardings of the state, without computing it."""
-    sharding = replicated(self.mesh)
-    return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      jax.eval_shape(self.init),
-    )
+    return self._init.eval_shape(seed_data(self.config))
+
+  def init(self) -> TrainState:
+    """The state of step 0, all of it random."""
+    return self._init(seed_data(self.config))
 
   @property
   def my_part(self) -> dict[str, int]:

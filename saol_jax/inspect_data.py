@@ -109,7 +109,7 @@ def _draw_first_batch(experiment: Experiment, path: pathlib.Path) -> None:
   """What the first training step gets."""
   config, info = experiment.config, experiment.info
   loader = Loader(experiment.train, config.batch_size, config.seed)
-  key_augment, key_cutmix, _ = step_keys(base_key(config), 0)
+  key_augment, key_cutmix, _ = step_keys(base_key(jax.random.key(config.seed)), 0)
 
   @jax.jit
   def prepare(batch):

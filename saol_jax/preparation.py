@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from saol_jax import cutmix, mixup
@@ -12,9 +13,14 @@ from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated
 
 
-def base_key(config: ml_collections.ConfigDict) -> jax.Array:
-  """The random key that all steps of a run have theirs from."""
-  return jax.random.fold_in(jax.random.key(config.seed), 1)
+def seed_data(config: ml_collections.ConfigDict) -> np.ndarray:
+  """The seed of a config as the data of a random key, which all processes can pass to a program."""
+  return np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+
+
+def base_key(key: jax.Array) -> jax.Array:
+  """The random key that all steps of a run have theirs from, made from that of its seed."""
+  return jax.random.fold_in(key, 1)
 
 
 def step_keys(key: jax.Array, step: int | jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from saol_jax import cutmix, losses
 from saol_jax.accumulation import Batch, every_nth_chunk, mean_over_parts
-from saol_jax.compiler import compiler_options
+from saol_jax.compiler import compiler_options, loops_are_slow, quick_compilation
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
@@ -54,11 +54,14 @@ def make_init(
   model: FunctionalModel,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
-) -> Callable[[], TrainState]:
-  """A jitted function that makes the state of step 0 from `config.seed`."""
+) -> Callable[[jax.Array], TrainState]:
+  """A jitted function that makes the state of step 0 from `preparation.seed_data(config)`.
 
-  def init() -> TrainState:
-    key = jax.random.key(config.seed)
+  The seed is an argument, so that the runs of all seeds share one compiled program.
+  """
+
+  def init(seed_data: jax.Array) -> TrainState:
+    key = jax.random.wrap_key_data(seed_data)
     variables = model.init(jax.random.fold_in(key, 0))
     watched = [*loss_weights(config), "gradient"]
     counted = ["replaced"] if config.data.image_size else []  # images that may be broken
@@ -67,12 +70,12 @@ def make_init(
       variables=variables,
       opt_state=optimizer.init(variables.params),
       ema=jax.tree.map(jnp.copy, variables) if config.optimizer.ema_decay else None,
-      key=base_key(config),
+      key=base_key(key),
       totals={name: jnp.float32(0) for name in ["steps", "loss", "top1", *watched, *counted]},
       bad_step={name: jnp.int32(0) for name in watched},
     )
 
-  return jax.jit(init, out_shardings=replicated(mesh))
+  return jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick_compilation(mesh))
 
 
 def loss_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -198,6 +201,7 @@ def make_train_step(
       key_dropout,
       parts=parts,
       chunk=chunk,
+      unroll=loops_are_slow(mesh),
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = Variables(optax.apply_updates(params, updates), batch_stats)

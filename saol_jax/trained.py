@@ -19,6 +19,7 @@ from saol_jax.fuse import fuse_norms
 from saol_jax.model import FunctionalModel, Variables, variables_of
 from saol_jax.model_card import ModelCard, read_model_json
 from saol_jax.optimizer import make_optimizer, make_schedule
+from saol_jax.preparation import seed_data
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import make_init
 
@@ -101,7 +102,7 @@ def restore_run(
   model = _model(config, card)
   # The optimizer's state has the same structure whatever the length of the run.
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
-  like = _abstract(make_init(config, model, optimizer, data_mesh()))
+  like = make_init(config, model, optimizer, data_mesh()).eval_shape(seed_data(config))
   checkpoints = Checkpoints(workdir, _scores(workdir), read_only=True)
   try:
     if not checkpoints.steps:
@@ -160,7 +161,8 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
     raise UserError(f"{path} has export_format={version}, expected {EXPORT_FORMAT}; {mend}")
   card = read_model_json(folder)
   model = _model(config, card, fused=fused)
-  like = dataclasses.asdict(_abstract(lambda: model.init(jax.random.key(0))))
+  init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
+  like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       variables = Variables(**checkpointer.restore((folder / "checkpoint").absolute(), like))
@@ -180,15 +182,6 @@ def _model(
     return fuse_norms(model, card.image_size) if fused else model
 
   return FunctionalModel(create)
-
-
-def _abstract(init):
-  """Shapes, types and shardings of what `init` would make."""
-  sharding = replicated(data_mesh())
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-    jax.eval_shape(init),
-  )
 
 
 def _part_of(whole, like):

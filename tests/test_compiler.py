@@ -1,5 +1,6 @@
 """What XLA is told, and that it does it."""
 
+import re
 from types import SimpleNamespace
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from saol_jax import compiler
-from saol_jax.compiler import compiler_options
+from saol_jax.compiler import compiler_options, loops_are_slow, quick_compilation
 from tests.support import mesh_of
 
 
@@ -39,6 +40,39 @@ def test_convolutions_are_not_left_to_ynnpack_on_a_cpu():
   assert "ynn_fusion" not in program(options)
   # If this fails, XLA leaves them to it no more by default, and the option can go.
   assert "ynn_fusion" in program(None)
+
+
+def test_gradients_of_convolutions_want_to_be_outside_of_loops_on_a_cpu():
+  x, kernel = jnp.ones((2, 8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+
+  def loss(kernel, x):
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    return jnp.sum(y**2)
+
+  def in_the_form_of_the_library(*, unroll: bool) -> set[bool]:
+    def add(total, part):
+      return total + jax.grad(loss)(kernel, part), None
+
+    gradient = jax.jit(
+      lambda x: jax.lax.scan(add, jnp.zeros_like(kernel), x, unroll=unroll)[0],
+      compiler_options=compiler_options(mesh_of(1)),
+    )
+    program = gradient.lower(x).compile().as_text()
+    return {labels == "b01f_01io->b01f" for labels in re.findall(r"dim_labels=(.*?),", program)}
+
+  assert loops_are_slow(mesh_of(1))
+  assert in_the_form_of_the_library(unroll=True) == {True}
+  # If this fails, XLA brings them into this form in loops too, and `loops_are_slow` can go.
+  assert in_the_form_of_the_library(unroll=False) == {True, False}
+
+
+def test_parameters_are_drawn_by_a_program_that_is_not_optimised_on_a_cpu():
+  mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
+  assert quick_compilation(mesh) == {}
+  draw = lambda key: jax.random.normal(key, (64,))  # noqa: E731
+  quick = jax.jit(draw, compiler_options=quick_compilation(mesh_of(1)))(jax.random.key(0))
+  np.testing.assert_allclose(quick, draw(jax.random.key(0)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_32_images_can_be_overfitted():
   experiment = experiment_on(
     1,
     batch_size=32,
-    num_train_steps=150,
+    num_train_steps=40,
     cutmix__prob=0.0,
     loss__mask_weight=0.0,
     loss__consistency_weight=0.0,
@@ -235,7 +235,7 @@ def test_32_images_can_be_overfitted():
   )
   batch = experiment.put(experiment.train[np.arange(32)])
   state, values = experiment.init(), []
-  for _ in range(150):
+  for _ in range(40):
     state, metrics = experiment.train_step(state, batch)
     values.append(float(metrics["spatial"]))
   sums = experiment.eval_step(state.variables, {**batch, "mask": jnp.ones(32)})
