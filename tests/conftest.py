@@ -31,10 +31,12 @@ def data_dir() -> pathlib.Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _sources_are_built_once():
+def _sources_are_small_and_built_once():
   """Data sets are the same at every call, so that the tests of one process can share them."""
   from saol_jax import experiment
+  from saol_jax.data import digit_scenes
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(experiment, "load_source", functools.cache(experiment.load_source))
+    patch.setattr(digit_scenes, "NUM_TEST", 500)  # a run evaluates them a few times
     yield

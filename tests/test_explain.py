@@ -123,10 +123,10 @@ def test_grad_cam_follows_every_path_from_any_stage(head, stage):
 def test_grad_cam_on_a_real_backbone():
   stage = 2
   model = FunctionalModel(lambda rngs: create_model("resnet8", CLASSES, width=8, rngs=rngs))
-  variables = model.init(jax.random.key(0))
+  variables = jax.jit(model.init)(jax.random.key(0))
   module = model.merge(variables)
   x = images((16, 16))
-  stages = module.backbone(x, train=False)
+  stages = nnx.jit(lambda backbone, x: backbone(x, train=False))(module.backbone, x)
 
   def score(stage_map):
     later = [*stages[: stage - 1], stage_map]

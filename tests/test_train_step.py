@@ -103,8 +103,9 @@ def test_first_step_is_the_paper_written_out():
   boxes = cutmix.sample_boxes(key_cutmix, 16, 32, 32, alpha=1.0, prob=0.5)
   labels = jax.nn.one_hot(batch["label"], 10)
   mixed, targets = cutmix.mix(images, labels, boxes)
-  output, batch_stats = model.apply(state.variables, mixed, train=True)
-  unmixed, _ = model.apply(state.variables, images, train=True)
+  apply = jax.jit(functools.partial(model.apply, train=True))
+  output, batch_stats = apply(state.variables, mixed)
+  unmixed, _ = apply(state.variables, images)
   spatial, mask = output.spatial, cutmix.reduce_mask(cutmix.box_mask(boxes, 32, 32), (8, 8))
   expected = {
     "spatial": losses.soft_cross_entropy(spatial.log_probs, targets),

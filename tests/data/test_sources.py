@@ -141,7 +141,8 @@ def _same(a, b):
   return all(np.array_equal(getattr(a, field), getattr(b, field)) for field in fields)
 
 
-def test_full_size_scenes_have_the_stated_counts_and_statistics():
+def test_full_size_scenes_have_the_stated_counts_and_statistics(monkeypatch):
+  monkeypatch.setattr(digit_scenes, "NUM_TEST", 2_000)
   train, test = load_source("digit_scenes", "train"), load_source("digit_scenes", "test")
   assert train.images.shape == (20_000, 32, 32, 3)
   assert test.images.shape == (2_000, 32, 32, 3)
