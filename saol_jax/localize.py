@@ -106,7 +106,7 @@ def localize_workdir(
   for name in names:
     threshold = chosen[name].best_threshold()
     results[name] = {
-      "threshold": threshold,
+      "threshold": round(threshold, 3),  # as in the list of all
       **found[name].at(threshold),
       **found[name].best(),
     }
