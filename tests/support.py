@@ -36,9 +36,9 @@ TINY = {
 }
 
 
-def tiny_config(**changes) -> ml_collections.ConfigDict:
+def tiny_config(argument: str = "", **changes) -> ml_collections.ConfigDict:
   """TINY with changes; a dot in a field's name is spelled `__`."""
-  config = get_config()
+  config = get_config(argument)
   fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
   config.update_from_flattened_dict(fields)
   return config
@@ -61,14 +61,14 @@ def write_run(folder, steps=(3,), **changes) -> SimpleNamespace:
   return SimpleNamespace(folder=folder, experiment=experiment, state=state)
 
 
-def command(workdir, *more: str, config: str = "configs/digits_saol.py", **changes) -> list[str]:
+def command(workdir, *more: str, **changes) -> list[str]:
   """The command line of a tiny run."""
   fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
   flags = [f"--config.{name}={value}" for name, value in fields.items()]
   return [
     sys.executable,
     str(ROOT / "main.py"),
-    f"--config={ROOT / config}",
+    f"--config={ROOT}/configs/digits_saol.py",
     f"--workdir={workdir}",
     *flags,
     *more,
