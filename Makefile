@@ -3,17 +3,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-processes test-parity lint venv venv-dev venv-parity
+.PHONY: demo test test-processes test-benchmarks test-parity lint venv venv-dev venv-parity
 
 demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
 
 # In the order of the files: by number of tests, xdist's own, the few long ones would come last, alone.
 test: venv-dev  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  --ignore=tests/processes --ignore=tests/bench
 
 test-processes: venv-dev  ## runs that are stopped, killed or out of disk, and runs of several processes: minutes of waiting
 	$(BIN)/python -m pytest tests/processes
+
+test-benchmarks: venv-dev  ## the scripts that measure, with tiny sizes
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/bench
 
 test-parity: venv-parity  ## the same features as PyTorch's libraries compute; installs PyTorch
 	$(BIN)/python -m pytest -n 2 tests/parity
