@@ -12,13 +12,26 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+# Compiling is what the suite spends its time on. Subprocesses, which do not see this, compile what
+# users run.
+_FOR_SUBPROCESSES = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_FOR_SUBPROCESSES} --xla_cpu_use_fusion_emitters=false"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
-# Compiling is what the suite spends its time on. Subprocesses, which do not see this, compile what
-# users run.
 jax.config.update("jax_disable_most_optimizations", True)
+jax.block_until_ready(jax.jit(lambda: 0)())  # by now XLA has read its flags
+os.environ["XLA_FLAGS"] = _FOR_SUBPROCESSES
+
+
+# The files that take longest come first, so that two workers end together.
+_LONG = ("test_train_step.py", "test_main.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  items.sort(key=lambda item: item.path.name not in _LONG)  # otherwise as they were
 
 
 @pytest.fixture(scope="session")
@@ -38,5 +51,5 @@ def _sources_are_small_and_built_once():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(experiment, "load_source", functools.cache(experiment.load_source))
-    patch.setattr(digit_scenes, "NUM_TEST", 500)  # a run evaluates them a few times
+    patch.setattr(digit_scenes, "NUM_TEST", 600)  # a run evaluates them a few times
     yield

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Every loss, both heads, EMA, several norm groups, a checkpoint at steps that are not evaluated.
 TINY = {
   "batch_size": 16,
-  "eval_batch_size": 250,
+  "eval_batch_size": 300,
   "num_train_steps": 12,
   "log_every_steps": 4,
   "eval_every_steps": 6,
