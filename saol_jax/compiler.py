@@ -30,7 +30,7 @@ def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bo
 def quick_compilation(mesh: Mesh) -> dict[str, int]:
   """Options of `jax.jit` for a program that runs once, such as the one that draws parameters.
 
-  XLA takes long to optimise random numbers for CPUs: seconds, to save a tenth of one.
+  Optimising random numbers for CPUs takes XLA longer than it saves when they are drawn once.
   """
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   return {"xla_backend_optimization_level": 0} if on_cpu else {}

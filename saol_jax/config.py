@@ -153,7 +153,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.decay_factor = 0.2  # of schedule step: factor at each milestone
   optimizer.multipliers = ""  # of the rate by parameter: "backbone=0.1, */bias=0"; 0 freezes
   optimizer.clip_norm = 0.0  # longest gradient; 0: no clipping
-  optimizer.accumulate = 1  # parts that a batch is computed in, to save memory
+  optimizer.accumulate = 1  # parts that a batch is computed in, to save memory; hardly on a CPU
   optimizer.ema_decay = 0.0  # of the moving average of parameters and statistics; 0: none
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
