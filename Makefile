@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 	$(BIN)/python main.py --config=configs/digits_saol.py --workdir=runs/digits
 
-# In the order of the files: by number of tests, xdist's own, the few long ones would come last, alone.
+# In the order of tests/conftest.py: by number of tests, xdist's own, the long files would come last, alone.
 test: venv-dev  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  --ignore=tests/processes --ignore=tests/bench

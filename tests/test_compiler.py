@@ -67,12 +67,14 @@ def test_gradients_of_convolutions_want_to_be_outside_of_loops_on_a_cpu():
   assert in_the_form_of_the_library(unroll=False) == {True, False}
 
 
-def test_parameters_are_drawn_by_a_program_that_is_not_optimised_on_a_cpu():
+def test_quick_compilation_is_asked_of_cpus_alone_and_known_to_them():
   mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
   assert quick_compilation(mesh) == {}
-  draw = lambda key: jax.random.normal(key, (64,))  # noqa: E731
-  quick = jax.jit(draw, compiler_options=quick_compilation(mesh_of(1)))(jax.random.key(0))
-  np.testing.assert_allclose(quick, draw(jax.random.key(0)), rtol=1e-5, atol=1e-6)
+  options = quick_compilation(mesh_of(1))
+  assert options
+  jax.jit(jax.random.normal, compiler_options=options).lower(jax.random.key(0)).compile()
+  with pytest.raises(jax.errors.JaxRuntimeError):  # as it would be for one that is not
+    jax.jit(lambda: 0, compiler_options={"xla_not_known": 0}).lower().compile()
 
 
 @pytest.fixture
