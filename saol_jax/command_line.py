@@ -85,8 +85,8 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
       if jax.process_count() > 1:
         who = f"process {jax.process_index()}: "
         console.set_up(speak=distributed.is_main_process())
-    result = function()
-    code = result if isinstance(result, int) else 0
+    code = _exit_code_of(function, who)
+    distributed.leave_processes()
   except (errors.UserError, errors.DivergedError) as error:
     print(f"{who}error: {error}", file=sys.stderr)
     code = error.code
@@ -99,20 +99,27 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
       file=sys.stderr,
     )
     code = errors.UserError.code
-  except errors.Stopped as stopped:
-    print(f"{who}{stopped} Run the same command again to go on.", file=sys.stderr)
-    distributed.leave_processes()  # all stop at the same step
-    code = stopped.code
   except jax.errors.JaxRuntimeError as error:
     if not who:
       raise
     print(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
     code = errors.PEER_LOST
-  if code:
-    # A compilation may still be going on in a thread, which would keep a normal exit waiting.
+  if code or who:
+    # A normal exit waits for a compilation that still goes on in a thread. In one of several
+    # processes it also takes the connections apart, which can abort another that is doing the same.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _exit_code_of(function: Callable[[], object], who: str) -> int:
+  """Calls the function; all processes come to its end together, or stop at the same step."""
+  try:
+    result = function()
+  except errors.Stopped as stopped:
+    print(f"{who}{stopped} Run the same command again to go on.", file=sys.stderr)
+    return stopped.code
+  return result if isinstance(result, int) else 0
 
 
 def _leave(message: str) -> NoReturn:

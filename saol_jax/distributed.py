@@ -58,7 +58,8 @@ def join_processes(
 
 def leave_processes() -> None:
   """Ends what `join_processes` began, once all processes are here; needed before `os._exit`."""
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():
+    wait_for_all("the end")  # the main one has a summary to write
     jax.distributed.shutdown()
 
 

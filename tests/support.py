@@ -5,6 +5,8 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import jax
@@ -86,6 +88,16 @@ def run(arguments: list[str], *, devices: int = 1, timeout: float = 240) -> tupl
     check=False,
   )
   return done.returncode, done.stdout + done.stderr
+
+
+def wait_until(true: Callable[[], object], *processes: subprocess.Popen, seconds=300.0) -> None:
+  """Returns once the condition holds; fails where a process ends by itself before that."""
+  deadline = time.monotonic() + seconds
+  while not true():
+    ended = [process for process in processes if process.poll() is not None]
+    assert not ended, ended[0].communicate()[0][-6000:]
+    assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+    time.sleep(0.02)
 
 
 def environment(devices: int = 1) -> dict[str, str]:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from saol_jax.distributed import join_processes
 from saol_jax.errors import PEER_LOST, Stopped, UserError
-from tests.support import command, environment, records, run, saved_state
+from tests.support import command, environment, records, run, saved_state, wait_until
 
 # Groups of norms and pairs inside a device, and a line of the log at every step. From the same
 # parameters, gradients of one device and of four differ by 7e-7 of their norm, and training at the
@@ -47,15 +46,10 @@ def start_both(workdir, *more, **changes) -> list[subprocess.Popen]:
   ]
 
 
-def wait_until(processes, true) -> None:
-  while not true():
-    ended = [process for process in processes if process.poll() is not None]
-    assert not ended, ended[0].communicate()[0][-6000:]
-    time.sleep(0.02)
-
-
 def ends(processes, timeout=300) -> list[tuple[int, str]]:
+  """The exit codes and outputs; prints the latter, for pytest shortens those of an assertion."""
   outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+  print(*outputs, sep="\n\n")
   return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
@@ -80,7 +74,7 @@ def stopped(tmp_path_factory):
   """A run of two processes of which the second one, which is not the main one, got SIGTERM."""
   workdir = tmp_path_factory.mktemp("together")
   processes = start_both(workdir)
-  wait_until(processes, lambda: (workdir / "metrics.jsonl").exists() and records(workdir))
+  wait_until(lambda: (workdir / "metrics.jsonl").exists() and records(workdir), *processes)
   processes[1].send_signal(signal.SIGTERM)
   return workdir, ends(processes)
 
@@ -116,7 +110,7 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
     if path.name == "20":
       os.rename(path, workdir / "20")
   processes = start_both(workdir, num_train_steps=20)
-  wait_until(processes, lambda: records(workdir)[-1]["step"] <= 10)
+  wait_until(lambda: records(workdir)[-1]["step"] <= 10, *processes)
   processes[1].kill()
   (code, output), _ = ends(processes)
   # Whichever notices first: our own message, or the heartbeat of JAX, which aborts with its own.
@@ -130,7 +124,7 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on(stopped, alone):
 
 def test_vanished_checkpoints_are_put_back_by_all(tmp_path, alone):
   processes = start_both(tmp_path)
-  wait_until(processes, lambda: (tmp_path / "checkpoints" / "10").is_dir())
+  wait_until(lambda: (tmp_path / "checkpoints" / "10").is_dir(), *processes)
   shutil.rmtree(tmp_path / "checkpoints")
   ended = ends(processes)
   assert [code for code, _ in ended] == [0, 0], ended
@@ -146,7 +140,7 @@ def test_a_save_that_fails_in_one_process_keeps_none_waiting(tmp_path):
   processes = start_both(tmp_path)
   folder = tmp_path / "checkpoints"
   begun = folder / "10.orbax-checkpoint-tmp" / "checksums.orbax-checkpoint-tmp"
-  wait_until(processes, lambda: begun.exists() or (folder / "10").exists())
+  wait_until(lambda: begun.exists() or (folder / "10").exists(), *processes)
   shutil.rmtree(folder, ignore_errors=True)
   codes, outputs = zip(*ends(processes, timeout=200), strict=True)
   if codes == (0, 0):

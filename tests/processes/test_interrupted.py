@@ -9,7 +9,16 @@ import time
 
 import pytest
 
-from tests.support import command, environment, records, run, same_arrays, saved_state, snapshot
+from tests.support import (
+  command,
+  environment,
+  records,
+  run,
+  same_arrays,
+  saved_state,
+  snapshot,
+  wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +28,6 @@ def undisturbed(tmp_path_factory):
   code, output = run(command(workdir))
   assert code == 0, output
   return workdir
-
-
-def wait_until(condition, process, seconds=120.0) -> None:
-  deadline = time.monotonic() + seconds
-  while not condition():
-    assert process.poll() is None, "the process ended by itself"
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
 
 
 def test_signal_while_compiling_leaves_at_once_and_a_restart_goes_on(undisturbed, tmp_path):
