@@ -25,6 +25,7 @@ from saol_jax.train_step import TrainState
 logger = logging.getLogger(__name__)
 
 _PAUSES = (1.0, 4.0, 15.0)  # seconds before a save that was given up is tried once more
+_DELETION_SECONDS = 1.0  # what is being deleted vanishes one after the other
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
@@ -92,23 +93,17 @@ class Checkpoints:
     Raises:
       UserError: this save or the one before could not be written.
     """
-    step = int(state.step)
     try:
       # A shared folder may be seen late: the main process, which made what is in it, decides.
       if as_main_process_says(self._vanished):
         self._put_back()
-      if step in self._manager.all_steps():
-        return
       try:
-        self._manager.wait_until_finished()
-      except TimeoutError as error:
-        self._give_up(error)
-      self._last_good = self.latest
-      self._check_space(state)
-      items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
-      )
-      self._manager.save(step, args=items)
+        self._begin(state)
+      except Exception:
+        if not self._vanishes():
+          raise
+        self._put_back()
+        self._begin(state)
     except Exception as error:
       raise self._save_failed(error) from error
 
@@ -137,7 +132,7 @@ class Checkpoints:
       self._give_up(error)
       self._save_anew(state)
     except Exception as error:
-      if jax.process_count() > 1 or not self._vanished:
+      if not self._vanishes():
         raise self._save_failed(error) from error
       self.save(state)
     self.wait()
@@ -180,6 +175,22 @@ class Checkpoints:
       self.wait()
     finally:
       self._manager.close()
+
+  def _begin(self, state: TrainState) -> None:
+    """Starts to save a state, unless its step is saved already, once the one before is done."""
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.wait_until_finished()
+    except TimeoutError as error:
+      self._give_up(error)
+    self._last_good = self.latest
+    self._check_space(state)
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
+    )
+    self._manager.save(step, args=items)
 
   def _read(self, step: int, like: TrainState) -> TrainState:
     items = ocp.args.Composite(
@@ -227,6 +238,14 @@ class Checkpoints:
     """Whether the newest checkpoint that was on disk is there no more."""
     last = self._directory if self._last_good is None else self._directory / str(self._last_good)
     return not last.is_dir()
+
+  def _vanishes(self) -> bool:
+    """Whether a save failed because its folder was deleted, or just is."""
+    if jax.process_count() > 1:  # all would have to agree
+      return False
+    if not self._vanished:
+      time.sleep(_DELETION_SECONDS)
+    return self._vanished
 
   def _put_back(self) -> None:
     """Makes the folder anew: the state in memory is good."""

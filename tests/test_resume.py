@@ -1,10 +1,12 @@
 """A run that was stopped, or that finds damage, ends as if nothing had happened. All in process."""
 
+import functools
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import threading
 import time
 
 import jax
@@ -64,17 +66,28 @@ def test_latest_two_and_the_best_are_kept(tmp_path):
   checkpoints.close()
 
 
-@pytest.mark.parametrize("moment", ["between saves", "in a save"])
-def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, caplog, moment):
+@pytest.mark.parametrize("moment", ["between saves", "in a save", "bit by bit"])
+def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, monkeypatch, caplog, moment):
   state = jax.device_put(undisturbed[1])
   at_step = {step: state.replace(step=jax.numpy.int32(step)) for step in (10, 20, 30)}
   checkpoints = Checkpoints(tmp_path, {})
   checkpoints.save(at_step[10])
   checkpoints.wait()
   checkpoints.save(at_step[20])
-  if moment == "between saves":
+  if moment != "in a save":
     checkpoints.wait()
-  shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+  remove = functools.partial(shutil.rmtree, tmp_path / "checkpoints", ignore_errors=True)
+  if moment == "bit by bit":  # first what was being written, and soon the others
+    wait = checkpoints._manager.wait_until_finished
+
+    def fail_once():
+      monkeypatch.setattr(checkpoints._manager, "wait_until_finished", wait)
+      threading.Timer(0.2, remove).start()
+      raise ValueError("No ArrayMetadata found")  # Orbax's words
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail_once)
+  else:
+    remove()
   if moment == "in a save":
     checkpoints.save_for_good(at_step[20])
     assert checkpoints.steps == [20]
