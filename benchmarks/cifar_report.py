@@ -15,14 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import record
 from benchmarks.command_line import make_parser
+from saol_jax.drawing import GREY, HEADS, INK, plain_axes, plot_figure, save
 from saol_jax.errors import UserError
-from saol_jax.report import DPI, GREY, INK, PALE, save
 
 # What is reported: name, variant, head.
 ROWS = (
@@ -36,7 +34,6 @@ ROWS = (
   ("(f), half of L_SS2: SAOL", "saol_half_ss2", "saol"),
   ("(g), half of L_SS2: its GAP-FC", "saol_half_ss2", "gap"),
 )
-_COLOURS = {"saol": ("SAOL output", "#0969da"), "gap": ("GAP-FC output", "#e16f24")}
 
 
 def main() -> None:
@@ -119,12 +116,11 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
   """Writes a PNG: top-1 by run, a point a seed, the mean as a bar."""
-  figure = Figure(figsize=(10, 4.5), dpi=DPI, layout="constrained")
-  canvas = FigureCanvasAgg(figure)
+  figure, canvas = plot_figure(10, 4.5)
   axes = figure.add_subplot()
   rows = rows_of(results)
   for x, (_, variant, head) in enumerate(rows):
-    found, colour = of_row(results, variant, head), _COLOURS[head][1]
+    found, colour = of_row(results, variant, head), HEADS[head][1]
     for offset, kind, fill in ((-0.12, "last", colour), (0.12, "best", "white")):
       values = [100 * own[kind]["top1"] for own in found]
       places = [x + offset] * len(values)
@@ -133,14 +129,11 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
       axes.hlines(mean, x + offset - 0.1, x + offset + 0.1, color=colour, linewidth=2)
   axes.set_xticks(range(len(rows)), [wrapped(name) for name, _, _ in rows], fontsize=8)
   axes.set_xlim(-0.5, len(rows) - 0.5)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(PALE)
-  axes.tick_params(colors=GREY, length=0)
-  axes.grid(axis="y", color=PALE, linewidth=0.6)
+  plain_axes(axes, grid="y")
   axes.set_ylabel("test top-1, %", color=GREY, fontsize=9)
   title = f"CIFAR-100, {results['backbone']}, {results['epochs']:g} epochs: a point a seed"
   axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=24)
-  marks = [(name, colour, colour) for name, colour in _COLOURS.values()]
+  marks = [(f"{name} output", colour, colour) for name, colour in HEADS.values()]
   marks += [("last epoch", GREY, GREY), ("best epoch", GREY, "white")]
   handles = [
     Line2D([], [], marker="o", linestyle="", color=edge, markerfacecolor=fill, label=name)

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: confusion matrix, accuracy by class, reliability diagram.
 
 With hundreds of classes the matrix has no room for names: the most frequent confusions and the
-hardest classes stand beside it by name. Everything draws on its own Figure with the Agg canvas.
+hardest classes stand beside it by name.
 """
 
 import os
@@ -13,10 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from saol_jax.report import DPI, GREY, INK, PALE, drawable, save
+from saol_jax.drawing import GREY, HEADS, INK, PALE, drawable, plot_figure, save
 
-_BLUE, _ORANGE, _RED = "#0969da", "#e16f24", "#cf222e"
-HEADS = {"saol": ("SAOL", _BLUE), "gap": ("GAP-FC", _ORANGE)}
+_BLUE, _RED = "#0969da", "#cf222e"
 _WITH_COUNTS, _WITH_NAMES = 12, 40  # classes that a matrix has room for
 _CELLS = 400  # a side; larger matrices are drawn in blocks
 _LISTED = 25
@@ -191,8 +190,7 @@ def draw_calibration(
 
 def _page(width: float, height: float, title: str) -> tuple[Figure, FigureCanvasAgg]:
   """A figure in inches with a title."""
-  figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-  canvas = FigureCanvasAgg(figure)
+  figure, canvas = plot_figure(width, height)
   heading = figure.suptitle(
     drawable(title), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
   )

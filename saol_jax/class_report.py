@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from saol_jax import class_plots
+from saol_jax.drawing import HEADS
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def write_class_report(
       write_confusion(folder / "confusion.csv", confusion, class_names)
       write_classes(folder / "classes.csv", confusion, class_names)
       if pictures:
-        whose = f"{title}, {class_plots.HEADS[head][0]}"
+        whose = f"{title}, {HEADS[head][0]}"
         class_plots.draw_confusion(folder / "confusion.png", confusion, class_names, whose)
         class_plots.draw_classes(folder / "classes.png", confusion, class_names, whose)
     if pictures:

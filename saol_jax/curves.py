@@ -1,7 +1,4 @@
-"""The course of a run as a picture.
-
-Everything draws on its own Figure with the Agg canvas: no display, no pyplot, safe in threads.
-"""
+"""The course of a run as a picture."""
 
 import math
 import os
@@ -10,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy import ndimage
 
-from saol_jax.report import DPI, GREY, INK, PALE, save
+from saol_jax.drawing import GREY, HEADS, INK, plain_axes, plot_figure, save
 
 # Each loss with its name in the paper. Colours go in this order, other losses take what is left.
 _LOSSES = {
@@ -25,7 +20,6 @@ _LOSSES = {
   "train/loss_distillation": "distillation (SD)",
 }
 _COLOURS = ("#1f2328", "#0969da", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#1b7c83", "#bf3989")
-_HEADS = {"saol": ("SAOL", "#0969da"), "gap": ("GAP-FC", "#e16f24")}
 _SMOOTH_ABOVE = 200  # points in a curve
 
 
@@ -38,8 +32,7 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
       'train/learning_rate' and 'eval/*_top1' (shares in [0, 1]); other keys, and values that are
       None or not finite, are passed over. May be empty.
   """
-  figure = Figure(figsize=(12, 5), dpi=DPI, layout="constrained")
-  canvas = FigureCanvasAgg(figure)
+  figure, canvas = plot_figure(12, 5)
   grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
   losses, top1 = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
   rate = figure.add_subplot(grid[1, 0], sharex=losses)
@@ -61,7 +54,7 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
   for key in sorted(shares, key=lambda key: ("ema_" in key, "saol" not in key)):
     head = key.removeprefix("eval/").removesuffix("_top1")
     ema, head = head.startswith("ema_"), head.removeprefix("ema_")
-    name, colour = _HEADS.get(head, (head, _COLOURS[3]))
+    name, colour = HEADS.get(head, (head, _COLOURS[3]))
     _curve(top1, records, key, f"{name}, EMA" if ema else name, colour, dashed=ema, factor=100)
   if top1.lines:
     top1.set_ylim(top=min(top1.get_ylim()[1], 100.5))
@@ -101,10 +94,7 @@ def _curve(
 
 def _finish(axes: Axes, name: str | None) -> None:
   """Title, ticks, grid and legend; a note where nothing was drawn."""
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(PALE)
-  axes.tick_params(colors=GREY, labelsize=9, which="both", length=0)
-  axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
+  plain_axes(axes, size=9)
   axes.set_xlim(left=0)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))

@@ -6,12 +6,12 @@ import pathlib
 import shlex
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 
 from saol_jax.curves import draw_curves
 from saol_jax.data import Source
 from saol_jax.experiment import Experiment
 from saol_jax.figures import Figures
-from saol_jax.report import summary
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,41 @@ def finish(
   )
 
 
+def summary(
+  *,
+  heads: Mapping[str, float],
+  seconds: float,
+  images_per_second: float | None,
+  files: Mapping[str, str | os.PathLike],
+  next_commands: Sequence[tuple[str, str]] = (),
+) -> str:
+  """The last words of a run: accuracy, time, where everything lies, what to try next.
+
+  Args:
+    heads: top-1 as a share in [0, 1] by the head's name, e.g. {"SAOL": 0.9721}.
+    seconds: wall time of the run.
+    images_per_second: training throughput without compilation; None where nothing was trained.
+    files: path by label, e.g. {"checkpoints": workdir / "checkpoints"}.
+    next_commands: pairs of a description and a command line.
+
+  Returns:
+    Aligned lines of plain text, without a line break at the end. Commands stand alone on their
+    line, to be copied.
+  """
+  rows = [(f"top-1 {name}", f"{100 * share:6.2f} %") for name, share in heads.items()]
+  rows.append(("time", _duration(seconds)))
+  if images_per_second is not None:
+    rows.append(("training speed", f"{images_per_second:,.0f} images/s"))
+  rows += [(label, os.fspath(path)) for label, path in files.items()]
+  column = max(len(label) for label, _ in rows) + 2
+  lines = [f"  {label:<{column}}{value}" for label, value in rows]
+  if next_commands:
+    lines.append("Next:")
+    for description, command in next_commands:
+      lines += [f"  # {description}", f"  {command}"]
+  return "\n".join(["Done.", *lines])
+
+
 def _head_name(metric: str) -> str:
   """eval/ema_saol_top1 -> SAOL, EMA."""
   head = metric.removeprefix("eval/").removesuffix("_top1")
@@ -101,3 +136,12 @@ def _python() -> str:
   if os.environ.get("VIRTUAL_ENV") or not interpreter.is_relative_to(here):
     return "python"
   return str(interpreter.relative_to(here))
+
+
+def _duration(seconds: float) -> str:
+  """Hours, minutes and seconds, the two largest that matter: '4 min 12 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes:02d} min"
+  return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from matplotlib import ticker
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from saol_jax import explain, localization
 from saol_jax.compiler import compiler_options
@@ -25,9 +21,9 @@ from saol_jax.distributed import replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
 from saol_jax.experiment import Experiment
+from saol_jax.localization_plot import draw_box_accuracy
 from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
-from saol_jax.report import DPI, GREY, INK, PALE, save
 from saol_jax.train_step import head_log_probs
 from saol_jax.workdir import check_config
 from saol_jax.wsol import THRESHOLDS, BoxScores, PixelScores, overlaps, pixel_counts
@@ -47,8 +43,6 @@ _COLUMNS = {
   "MaxBoxAccV2": "max_box_acc_v2",
   "PxAP": "px_ap",  # only of data sets with masks
 }
-_COLOURS = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#1b7c83", "#bf3989", "#57606a", "#0a3069")
-_CAM_COLOUR = "#e16f24"
 
 
 def localize_workdir(
@@ -78,14 +72,7 @@ def localize_workdir(
   """
   config, workdir = resolve(config), pathlib.Path(workdir)
   check_config(config, workdir)
-  split, threshold_split = config.localize.split, config.localize.threshold_split
-  if threshold_split == "auto":
-    threshold_split = "validation" if config.data.validation else "train"
-  if threshold_split == split:
-    raise UserError(
-      f"The thresholds would be chosen on the reported split, {split!r}; choose them on another "
-      "one with localize.threshold_split: validation (with data.validation above 0) or train"
-    )
+  split, threshold_split = config.localize.split, _threshold_split(config)
   experiment = Experiment(config)
   check_classes(experiment.info, workdir)
   wanted = (name.strip() for name in config.localize.maps.split(","))
@@ -94,24 +81,17 @@ def localize_workdir(
   state = restore_wanted(experiment, workdir)
   variables = state.variables if state.ema is None else state.ema
 
-  places = threshold_source.boxed
-  most = config.localize.num_threshold_images
-  if 0 < most < len(places):
-    places = places[np.linspace(0, len(places) - 1, most).round().astype(int)]
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
+  places = _spread(threshold_source.boxed, config.localize.num_threshold_images)
   chosen, _ = map_scores(experiment, variables, threshold_source, names, places, threshold_split)
   found, pixels = map_scores(experiment, variables, source, names, source.boxed, split)
-  results = {}
-  for name in names:
-    threshold = chosen[name].best_threshold()
-    results[name] = {
-      "threshold": round(threshold, 3),  # as in the list of all
-      **found[name].at(threshold),
-      **found[name].best(),
-    }
-    if name in pixels:
-      results[name]["px_ap"] = pixels[name].average_precision()
+  thresholds = {name: chosen[name].best_threshold() for name in names}
+  results = {name: found[name].at(thresholds[name]) | found[name].best() for name in names}
+  for name, scores in pixels.items():
+    results[name]["px_ap"] = scores.average_precision()
+  # In the digits of the list of all thresholds.
+  results = {name: {"threshold": round(thresholds[name], 3)} | results[name] for name in names}
   curves = {name: found[name].curve() for name in names}
 
   path = workdir / f"localization_{split}_{wanted}.json"
@@ -127,7 +107,6 @@ def localize_workdir(
   }
   path.write_text(json.dumps(facts) + "\n")
   title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
-  thresholds = {name: result["threshold"] for name, result in results.items()}
   draw_box_accuracy(path.with_suffix(".png"), curves, thresholds, title)
   logger.info(
     "%s\nPercent of %d %s images; thresholds chosen on %d %s images.\nwritten to %s and .png",
@@ -143,6 +122,30 @@ def localize_workdir(
     for name, result in results.items()
     for score, value in result.items()
   }
+
+
+def _threshold_split(config: ml_collections.ConfigDict) -> str:
+  """The split on which thresholds are chosen.
+
+  Raises:
+    UserError: it is the one that is reported.
+  """
+  split = config.localize.threshold_split
+  if split == "auto":
+    split = "validation" if config.data.validation else "train"
+  if split == config.localize.split:
+    raise UserError(
+      f"The thresholds would be chosen on the reported split, {split!r}; choose them on another "
+      "one with localize.threshold_split: validation (with data.validation above 0) or train"
+    )
+  return split
+
+
+def _spread(places: np.ndarray, most: int) -> np.ndarray:
+  """At most so many of the places, evenly spread; 0: all."""
+  if not 0 < most < len(places):
+    return places
+  return places[np.linspace(0, len(places) - 1, most).round().astype(int)]
 
 
 def map_scores(
@@ -216,49 +219,6 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
     ).rstrip()
     for row in rows
   )
-
-
-def draw_box_accuracy(
-  path: str | os.PathLike,
-  curves: Mapping[str, np.ndarray],
-  chosen: Mapping[str, float],
-  title: str,
-) -> None:
-  """Writes a PNG with the box accuracy of each map against the threshold.
-
-  Args:
-    path: of the PNG; an existing file is replaced.
-    curves: (1000,) share in [0, 1] at each of `wsol.THRESHOLDS`, by the map's name.
-    chosen: threshold of each map, drawn as a dot.
-    title: of the picture.
-  """
-  figure = Figure(figsize=(11, 6), dpi=DPI, layout="constrained")
-  canvas = FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  at = {name: float(np.interp(chosen[name], THRESHOLDS, curve)) for name, curve in curves.items()}
-  others = 0
-  for name in sorted(curves, key=lambda name: -at[name]):
-    look = {"color": _CAM_COLOUR, "linewidth": 2.4}
-    if name != explain.CAM:
-      line = ("-", "--", ":")[others // len(_COLOURS) % 3]
-      look = {"color": _COLOURS[others % len(_COLOURS)], "linewidth": 1.5, "linestyle": line}
-      others += 1
-    axes.plot(THRESHOLDS, 100 * curves[name], label=f"{name} {100 * at[name]:.1f} %", **look)
-    axes.plot(chosen[name], 100 * at[name], "o", color=look["color"], markersize=5)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.spines[["bottom", "left"]].set_color(PALE)
-  axes.tick_params(colors=GREY, labelsize=9, length=0)
-  axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
-  axes.set_xlim(0, 1)
-  axes.set_ylim(bottom=0)
-  axes.xaxis.set_major_locator(ticker.MultipleLocator(0.1))
-  axes.set_xlabel("threshold on the map, scaled to [0, 1]; dots: chosen on other data", color=GREY)
-  axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
-  axes.set_ylabel("GT-known localisation: largest box right at IoU 0.5, %", color=GREY)
-  axes.legend(
-    loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, labelcolor=INK
-  )
-  save(canvas, path)
 
 
 def _make_predict(experiment: Experiment, names: Sequence[str]):

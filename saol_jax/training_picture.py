@@ -5,21 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saol_jax.report import (
-  GREY,
-  INK,
-  draw_box,
-  page_axes,
-  page_columns,
-  panel_size,
-  resize_image,
-  save,
-  write_text,
-)
+from saol_jax.drawing import INK, draw_box, save, write_text
+from saol_jax.sheet import Sheet, panel_size, resize_image
 
 _MOST = 16  # examples
-_GAP, _HEADING, _MARGIN, _TOP = 4, 40, 24, 76  # pixels
-_COLUMN_GAP, _ROW_GAP = 32, 16
 _PASTED = "#ffd60a"
 _NAMED_LABELS = 3
 
@@ -45,36 +34,30 @@ def draw_training_images(
     class_names: K names.
     title: of the picture.
   """
-  count = min(len(images), _MOST)
   panel = panel_size(*images.shape[1:3])
-  strip = 3 * panel[1] + 2 * _GAP
-  cell = np.array([_HEADING + panel[0] + _ROW_GAP, strip + _COLUMN_GAP])
-  columns = page_columns(count, cell)
-  rows = -(-count // columns)
-  height = _TOP + rows * cell[0] - _ROW_GAP + _MARGIN
-  width = 2 * _MARGIN + columns * cell[1] - _COLUMN_GAP
-  page = np.full((height, width, 3), 255, np.uint8)
-  corners = [
-    np.array([_TOP + _HEADING, _MARGIN]) + np.array(divmod(index, columns)) * cell
-    for index in range(count)
-  ]
   scale = np.array(panel * 2) / np.array(images.shape[1:3] * 2)
-  scaled = np.round(boxes[:count] * scale).astype(int)
-  for (y, x), image, mixture, box in zip(corners, images, mixed, scaled, strict=False):
-    mask = np.full((*panel, 3), 40, np.uint8)
-    mask[box[0] : box[2], box[1] : box[3]] = 245
-    for place, shown in enumerate((resize_image(image, panel), resize_image(mixture, panel), mask)):
-      left = x + place * (panel[1] + _GAP)
-      page[y : y + panel[0], left : left + panel[1]] = shown
-  canvas, axes = page_axes(page)
-  write_text(axes, _MARGIN, 36, title, 18, INK, weight="bold", room=width - 2 * _MARGIN)
-  explanation = "augmented | mixed: what the network sees | pasted (white); neighbours are partners"
-  write_text(axes, _MARGIN, 58, explanation, 12, GREY, room=width - 2 * _MARGIN)
-  for (y, x), target, box in zip(corners, targets, scaled, strict=False):
-    write_text(axes, x, y - 9, _label(target, class_names), 13, INK, room=strip)
+  scaled = np.round(boxes[:_MOST] * scale).astype(int)
+  sheet = Sheet(
+    [
+      [resize_image(image, panel), resize_image(mixture, panel), _mask(box, panel)]
+      for image, mixture, box in zip(images, mixed, scaled, strict=False)
+    ]
+  )
+  sheet.write_heading(
+    title, "augmented | mixed: what the network sees | pasted (white); neighbours are partners"
+  )
+  for ((y, x), middle, _), target, box in zip(sheet.places, targets, scaled, strict=False):
+    write_text(sheet.axes, x, y - 9, _label(target, class_names), 13, INK, room=sheet.strip)
     if box[2] > box[0]:
-      draw_box(axes, box + np.tile([y, x + panel[1] + _GAP], 2), _PASTED)
-  save(canvas, path)
+      draw_box(sheet.axes, box + np.tile(middle, 2), _PASTED)
+  save(sheet.canvas, path)
+
+
+def _mask(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """(*size, 3) uint8, white inside the box."""
+  mask = np.full((*size, 3), 40, np.uint8)
+  mask[box[0] : box[2], box[1] : box[3]] = 245
+  return mask
 
 
 def _label(target: np.ndarray, class_names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from saol_jax.data import ArraySource
 from saol_jax.data.augment import normalise
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
+from saol_jax.localization_plot import draw_box_accuracy
 from saol_jax.localize import localize_workdir
 from tests.support import tiny_config, write_run
 from tests.test_wsol import average_precision, spelled_out
@@ -155,7 +156,7 @@ def test_plot_shows_every_curve(finished, tmp_path):
 
   def inked(curves):
     path = tmp_path / "plot.png"
-    localize.draw_box_accuracy(path, curves, dict.fromkeys(curves, 0.5), "$ title")
+    draw_box_accuracy(path, curves, dict.fromkeys(curves, 0.5), "$ title")
     pixels = np.asarray(Image.open(path)).astype(int)
     orange = np.abs(pixels - (0xE1, 0x6F, 0x24)).sum(-1) < 20
     return pixels, orange[:, :700]

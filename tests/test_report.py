@@ -1,5 +1,4 @@
 import csv
-import pathlib
 import sys
 import threading
 
@@ -357,43 +356,3 @@ def test_long_curves_are_smoothed(tmp_path):
   ink = inked(read(tmp_path / "curves.png"), LOSSES, BLACK)
   # The raw values reach from 1 to 3, the whole height; the mean over 40 stays within 0.25 of 2.
   assert 4 < np.ptp(ink[:, 0]) < 110
-
-
-def test_summary_holds_every_number_aligned():
-  text = report.summary(
-    heads={"SAOL": 0.97214, "GAP-FC": 1.0},
-    seconds=252.4,
-    images_per_second=1551.2,
-    files={"workdir": pathlib.Path("runs/digits"), "curves": "runs/digits/curves.png"},
-    next_commands=[("evaluate again", "python main.py --mode=evaluate")],
-  )
-  lines = text.splitlines()
-  assert len(lines) < 20
-  for wanted in (" 97.21 %", "100.00 %", "4 min 12 s", "1,551 images/s", "runs/digits/curves.png"):
-    assert wanted in text
-  assert "  python main.py --mode=evaluate" in lines
-  assert "evaluate again" in text
-  table = [
-    line for line in lines if line.startswith("  ") and "#" not in line and "python" not in line
-  ]
-  column = table[0].index("97.21")
-  assert table[1].index("100.00") == column - 1
-  assert all(line[column - 2] == " " for line in table)
-  assert not text.endswith("\n")
-
-
-@pytest.mark.parametrize(
-  ("seconds", "words"),
-  [
-    (0.2, "0 s"),
-    (59.4, "59 s"),
-    (59.6, "1 min 00 s"),
-    (3599.7, "1 h 00 min"),
-    (90061, "25 h 01 min"),
-  ],
-)
-def test_summary_without_training_and_durations(seconds, words):
-  text = report.summary(heads={"SAOL": 0.5}, seconds=seconds, images_per_second=None, files={})
-  assert text.splitlines()[-1].endswith(f" {words}")
-  assert "images/s" not in text
-  assert "Next" not in text
