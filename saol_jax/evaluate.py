@@ -83,7 +83,8 @@ def evaluate(
   left_out = len(source) - round(float(sums[""][experiment.heads[0]]["count"]))
   if left_out:
     results[f"{prefix}/broken_images"] = left_out
-    logger.warning("  %d of %d images are broken and not in the score", left_out, len(source))
+    if is_main_process():  # a warning is heard from every process
+      logger.warning("  %d of %d images are broken and not in the score", left_out, len(source))
   for name, of_heads in sums.items():
     for head in experiment.heads:
       for score, value in classification_scores(of_heads[head]).items():

@@ -12,6 +12,7 @@ import pytest
 
 from saol_jax.distributed import join_processes
 from saol_jax.errors import PEER_LOST, Stopped, UserError
+from tests.data.bad_files import BROKEN, ODD, write
 from tests.support import command, environment, records, run, saved_state, wait_until
 
 # Groups of norms and pairs inside a device, and a line of the log at every step. From the same
@@ -150,6 +151,27 @@ def test_a_save_that_fails_in_one_process_keeps_none_waiting(tmp_path):
   assert UserError.code in codes, outputs
   assert set(codes) <= {UserError.code, PEER_LOST, -signal.SIGABRT}, outputs
   assert "could not be saved" in outputs[codes.index(UserError.code)]
+
+
+def test_broken_images_are_replaced_and_counted_once_whoever_meets_them(tmp_path):
+  files = {f"train/odd/{name}": data for name, data in ODD.items()}
+  files |= {f"train/worse/{name}": data for name, (data, _) in BROKEN.items()}
+  files |= {f"val/{path.removeprefix('train/')}": data for path, data in files.items()}
+  write(tmp_path / "data", files)
+  changes = {"data.name": "folder", "data.data_dir": tmp_path / "data", "data.image_size": 32}
+  changes |= {"data.bad_in_evaluation": "count", "data.max_bad_fraction": 0.5}
+  changes |= {"num_train_steps": 4, "eval_every_steps": 4, "eval_batch_size": 8}
+  code, output = run(command(tmp_path / "alone", **CHANGES | changes), devices=4)
+  assert code == 0, output
+  ended = ends(start_both(tmp_path / "together", **changes))
+  assert [code for code, _ in ended] == [0, 0]
+  expected, found = records(tmp_path / "alone"), records(tmp_path / "together")
+  for a, b in zip(found, expected, strict=True):
+    same_but_for_rounding(a, b)
+  assert sum(line.get("train/replaced_images", 0) for line in found) > len(BROKEN)
+  assert found[-1]["eval/broken_images"] == len(BROKEN)
+  assert "images are broken" in ended[0][1]
+  assert "images are broken" not in ended[1][1]  # one of them speaks
 
 
 def test_flags_go_together():
