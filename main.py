@@ -44,7 +44,7 @@ flags.DEFINE_integer("process_id", None, "Several processes: which one this is, 
 def main(argv: list[str]) -> None:
   """Runs the mode; ends the process with the exit code of `saol_jax.errors`."""
   del argv
-  command_line.run(run_mode, join if FLAGS.mode in SEVERAL_PROCESSES else None)
+  command_line.run(run_mode, join)
 
 
 def run_mode() -> object:
@@ -58,8 +58,12 @@ def run_mode() -> object:
 
 
 def join() -> None:
-  """Makes one run of several processes."""
-  distributed.join_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+  """Makes one run of several processes, or refuses to be one of them."""
+  processes = (FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+  if FLAGS.mode in SEVERAL_PROCESSES:
+    distributed.join_processes(*processes)
+  else:
+    distributed.stay_alone(f"--mode={FLAGS.mode}", *processes)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
 
   Args:
     function: the program.
-    join: makes one run of several processes, for programs that can do that; the first one speaks.
+    join: makes one run of several processes, of which the first one speaks, or refuses to.
   """
   console.set_up()
   compilation_cache.set_up()
@@ -82,7 +82,7 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   try:
     if join is not None:
       join()
-      if jax.process_count() > 1:
+      if jax.distributed.is_initialized() and jax.process_count() > 1:
         who = f"process {jax.process_index()}: "
         console.set_up(speak=distributed.is_main_process())
     code = _exit_code_of(function, who)

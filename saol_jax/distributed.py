@@ -42,7 +42,7 @@ def join_processes(
     raise UserError(
       f"{', '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
     )
-  if missing and not _started_by_a_launcher():
+  if missing and not _on_tpu() and _launcher() is None:
     return
   try:
     jax.distributed.initialize(
@@ -54,6 +54,27 @@ def join_processes(
       "minutes, with the same --coordinator=HOST:PORT and --num_processes, and each with its own "
       "--process_id from 0; the port must be reachable"
     ) from error
+
+
+def stay_alone(
+  what: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+  """For a program that is one process: several would do the same and overwrite each other's files.
+
+  Args:
+    what: names the program in the message.
+    coordinator, num_processes, process_id: see `join_processes`.
+
+  Raises:
+    UserError: this process was started as one of several.
+  """
+  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  asked = [f"--{name}" for name, value in given.items() if value is not None]
+  if asked or _launcher() is not None:
+    raise UserError(
+      f"{what} runs in one process; start it once, without "
+      f"{', '.join(asked) or f'the other tasks of {_launcher()}'}"
+    )
 
 
 def leave_processes() -> None:
@@ -87,11 +108,15 @@ def as_main_process_says(answer: bool) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
-def _started_by_a_launcher() -> bool:
-  if any(int(os.environ.get(name, 1)) > 1 for name in _LAUNCHERS.values()):
-    return True
-  on_tpu = importlib.util.find_spec("libtpu") is not None
-  return on_tpu and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+def _on_tpu() -> bool:
+  installed = importlib.util.find_spec("libtpu") is not None
+  return installed and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+
+
+def _launcher() -> str | None:
+  """What started several processes like this one."""
+  started = (name for name, tasks in _LAUNCHERS.items() if int(os.environ.get(tasks, 1)) > 1)
+  return next(started, None)
 
 
 def data_mesh() -> Mesh:

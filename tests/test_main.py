@@ -100,6 +100,7 @@ BAD_FLAGS = {
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
   "wrong type": (["--config.batch_size=many"], "many"),
   "unknown mode": (["--mode=dance"], "dance"),
+  "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from saol_jax.distributed import join_processes
+from saol_jax.distributed import join_processes, stay_alone
 from saol_jax.errors import PEER_LOST, Stopped, UserError
 from tests.data.bad_files import BROKEN, ODD, write
 from tests.support import command, environment, records, run, saved_state, wait_until
@@ -182,4 +182,13 @@ def test_flags_go_together():
 def test_alone_nothing_is_joined(monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
   join_processes()
+  stay_alone("--mode=predict", None, None, None)
   assert not jax.distributed.is_initialized()
+
+
+def test_what_is_one_process_refuses_to_be_one_of_several(monkeypatch):
+  with pytest.raises(UserError, match=r"--mode=predict .* without --num_processes, --process_id"):
+    stay_alone("--mode=predict", None, 2, 0)
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+  with pytest.raises(UserError, match=r"--mode=list .* without the other tasks of SLURM"):
+    stay_alone("--mode=list", None, None, None)
