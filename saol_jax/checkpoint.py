@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +41,12 @@ class Checkpoints:
   """
 
   def __init__(
-    self, workdir: pathlib.Path, scores: Mapping[int, float], *, read_only: bool = False
+    self,
+    workdir: pathlib.Path,
+    scores: Mapping[int, float],
+    *,
+    before_commit: Callable[[], None] | None = None,
+    read_only: bool = False,
   ):
     """Opens the folder.
 
@@ -49,6 +54,8 @@ class Checkpoints:
       workdir: of the run.
       scores: evaluation score by step, higher is better; may grow while the run goes on. The
         checkpoint with the best score is kept.
+      before_commit: called in another thread when all of a checkpoint is written, before it gets
+        its name. Orbax makes a folder that has vanished in a save anew, but not what else it held.
       read_only: for looking at a run that may still be going on.
     """
     self._directory = workdir.absolute() / "checkpoints"
@@ -60,7 +67,9 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        async_options=ocp.AsyncOptions(barrier_sync_fn=_meet),
+        async_options=ocp.AsyncOptions(
+          barrier_sync_fn=_meet, post_finalization_callback=before_commit
+        ),
         read_only=read_only,
         create=not read_only,  # Orbax changes these two itself, with a warning each
         save_interval_steps=0 if read_only else 1,

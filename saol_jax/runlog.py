@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -39,6 +40,7 @@ class RunLog:
     found = read_records(self._path)
     self.records = [record for record in found if record["step"] <= step]
     self._file = self._tensorboard = None
+    self._lock = threading.Lock()
     if not is_main_process():
       return
     self._write_all()
@@ -51,18 +53,29 @@ class RunLog:
       UserError: it cannot be written.
     """
     record = {"step": step, **values}
-    self.records.append(record)
-    if self._file is not None and not self._path.exists():
-      logger.warning("LOG VANISHED: %s is gone; it is written anew, with all its lines", self._path)
-      self._write_all()
-    elif self._file is not None:
-      with self._writing():
-        self._file.write(json.dumps(record) + "\n")
-        _flush_to_disk(self._file)
+    self.put_back()
+    with self._lock:
+      self.records.append(record)
+      if self._file is not None:
+        with self._writing():
+          self._file.write(json.dumps(record) + "\n")
+          _flush_to_disk(self._file)
     with self._showing() as tensorboard:
       if tensorboard is not None:
         tensorboard.write_scalars(step, dict(values))
         tensorboard.flush()
+
+  def put_back(self) -> None:
+    """Writes all lines anew where the file has vanished; may be called from another thread.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with self._lock:
+      if self._file is None or self._path.exists():
+        return
+      logger.warning("LOG VANISHED: %s is gone; it is written anew, with all its lines", self._path)
+      self._write_all()
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows an image (H, W, 3) uint8 in TensorBoard; may be called from another thread."""

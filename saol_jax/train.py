@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -65,7 +66,8 @@ def train_and_evaluate(
     workdirs.claim(config, workdir)
     write_model_json(experiment, workdir)
     scored: dict[int, float] = {}
-    checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, scored)))
+    checkpoints = Checkpoints(workdir, scored, before_commit=lambda: run.put_back())
+    stack.enter_context(contextlib.closing(checkpoints))
     state = _restore_or_init(experiment, checkpoints, stop)
     log = stop.run(lambda: RunLog(workdir, int(state.step)))  # imports TensorFlow: takes seconds
     stack.enter_context(contextlib.closing(log))
@@ -80,8 +82,7 @@ def train_and_evaluate(
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
     run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
-    run.save(state)
-    checkpoints.save_for_good(state)
+    run.save(state, for_good=True)
     if is_main_process():
       logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
     return state
@@ -104,6 +105,7 @@ class _Run:
   scored: dict[int, float]  # by step; what is in it has been evaluated
   figures: Figures
   stop: StopRequest
+  _putting_back: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def to_the_end(self, state: TrainState) -> TrainState:
     """Trains from a state on; raises Stopped once a stop is requested and the state is saved."""
@@ -133,7 +135,7 @@ class _Run:
           with chrono.pause():
             self.save(state)
         if self.stop.requested:
-          self.checkpoints.save_for_good(state)
+          self.save(state, for_good=True)
           raise Stopped(f"Stopped after step {step} of {last_step}; its state is saved.")
         if evaluation_due:
           with chrono.pause():
@@ -157,16 +159,23 @@ class _Run:
         return next(batches)
     except UserError:
       if jax.process_count() == 1:
-        self.save(state)
-        self.checkpoints.save_for_good(state)
+        self.save(state, for_good=True)
       raise
 
-  def save(self, state: TrainState) -> None:
-    """Starts to save a state, in a workdir that is put back where it has vanished."""
+  def save(self, state: TrainState, *, for_good: bool = False) -> None:
+    """Starts to save a state, or saves it; a workdir that has vanished is put back."""
     _check_finite(state)
-    if workdirs.put_back(self.experiment.config, self.workdir):
-      write_model_json(self.experiment, self.workdir)
+    self.put_back()
     self.checkpoints.save(state)
+    if for_good:
+      self.checkpoints.save_for_good(state)
+
+  def put_back(self) -> None:
+    """Makes anew what has vanished of the workdir around the checkpoints; in any thread."""
+    with self._putting_back:
+      if workdirs.put_back(self.experiment.config, self.workdir):
+        write_model_json(self.experiment, self.workdir)
+      self.log.put_back()
 
   def _evaluate(self, state: TrainState, step: int, last_step: int, chrono: Chrono) -> None:
     """Scores a state; the last one on the test split too, if another split was used so far."""

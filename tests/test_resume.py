@@ -16,6 +16,7 @@ from benchmarks.faults import comparison
 from saol_jax.checkpoint import Checkpoints
 from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
+from saol_jax.evaluate import evaluate
 from saol_jax.experiment import Experiment
 from saol_jax.stopping import StopRequest
 from saol_jax.train import train_and_evaluate
@@ -96,6 +97,35 @@ def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, monkeypatch,
   assert caplog.text.count("CHECKPOINTS VANISHED") == 1
   assert_identical(at_step[30], checkpoints.restore(state))
   checkpoints.close()
+
+
+def test_where_the_workdir_vanishes_in_a_save_no_checkpoint_stands_alone(
+  undisturbed, tmp_path, monkeypatch
+):
+  """Orbax makes the folder anew; without config.json a restart could not tell whose it is."""
+  workdir, gone, around = tmp_path / "run", tmp_path / "gone", []
+  check_space = Checkpoints._check_space
+
+  def vanish(self, state):
+    check_space(self, state)
+    if int(state.step) == 12 and not gone.exists():
+      workdir.rename(gone)
+
+  def look_and_evaluate(*arguments, **options):
+    if gone.exists():
+      while not (workdir / "checkpoints" / "12").is_dir():
+        time.sleep(0.01)
+      around.append({path.name for path in workdir.iterdir()})
+      around.append([record["step"] for record in records(workdir)])
+    return evaluate(*arguments, **options)
+
+  monkeypatch.setattr(Checkpoints, "_check_space", vanish)
+  monkeypatch.setattr("saol_jax.train.evaluate", look_and_evaluate)
+  state = train_and_evaluate(tiny_config(), workdir)
+  assert around[0] >= {"config.json", "model.json", "metrics.jsonl"}
+  assert around[1] == [4, 6, 8, 12]
+  assert_identical(undisturbed[1], state)
+  assert records(workdir) == records(undisturbed[0])
 
 
 @pytest.mark.parametrize("moment", ["between saves", "at the last", "at the last, still writing"])
