@@ -163,12 +163,13 @@ class _Run:
       raise
 
   def save(self, state: TrainState, *, for_good: bool = False) -> None:
-    """Starts to save a state, or saves it; a workdir that has vanished is put back."""
+    """Starts to save a state, or sees it on disk; a workdir that has vanished is put back."""
     _check_finite(state)
     self.put_back()
-    self.checkpoints.save(state)
     if for_good:
       self.checkpoints.save_for_good(state)
+    else:
+      self.checkpoints.save(state)
 
   def put_back(self) -> None:
     """Makes anew what has vanished of the workdir around the checkpoints; in any thread."""
