@@ -11,7 +11,7 @@ demo: venv  ## train and evaluate SAOL on scenes of handwritten digits
 # In the order of tests/conftest.py: by number of tests, xdist's own, the long files would come last, alone.
 test: venv-dev  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	  --ignore=tests/processes --ignore=tests/bench
+	  --ignore=tests/processes --ignore=tests/bench --ignore=tests/parity
 
 test-processes: venv-dev  ## runs that are stopped, killed or out of disk, and runs of several processes: minutes of waiting
 	$(BIN)/python -m pytest tests/processes

@@ -75,8 +75,8 @@ def localize_workdir(
   split, threshold_split = config.localize.split, _threshold_split(config)
   experiment = Experiment(config)
   check_classes(experiment.info, workdir)
-  wanted = (name.strip() for name in config.localize.maps.split(","))
-  names = tuple(filter(None, wanted)) or _default_maps(experiment)
+  asked = (name.strip() for name in config.localize.maps.split(","))
+  names = tuple(filter(None, asked)) or _default_maps(experiment)
   source, threshold_source = (_with_boxes(experiment, name) for name in (split, threshold_split))
   state = restore_wanted(experiment, workdir)
   variables = state.variables if state.ema is None else state.ema

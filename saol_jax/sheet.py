@@ -38,7 +38,7 @@ class Sheet:
     height, width = panels[0][0].shape[:2]
     self.strip = 3 * width + 2 * _PANEL_GAP
     cell = np.array([_WORDS + height + _ROW_GAP, self.strip + _COLUMN_GAP])
-    self.columns = page_columns(len(panels), cell)
+    self.columns = _page_columns(len(panels), cell)
     rows = -(-len(panels) // self.columns)
     page_height = _TOP + rows * cell[0] - _ROW_GAP + MARGIN
     self.width = max(2 * MARGIN + self.columns * cell[1] - _COLUMN_GAP, least_width)
@@ -69,7 +69,7 @@ def panel_size(height: int, width: int) -> tuple[int, int]:
   return tuple(int(np.clip(round(scale * s), _PANEL // 2, 2 * _PANEL)) for s in (height, width))
 
 
-def page_columns(count: int, cell: np.ndarray) -> int:
+def _page_columns(count: int, cell: np.ndarray) -> int:
   """The number of columns that makes the page about 3:2 with few cells left empty."""
 
   def cost(columns: int) -> float:

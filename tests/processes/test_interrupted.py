@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 def test_signal_while_compiling_leaves_at_once_and_a_restart_goes_on(undisturbed, tmp_path):
   process = start(command(tmp_path))
-  wait_until((tmp_path / "metrics.jsonl").exists, process)
+  wait_until((tmp_path / "metrics.jsonl").exists, process, seconds=120)
   leave(process, signal.SIGTERM)
   code, output = run(command(tmp_path))
   assert code == 0, output
@@ -46,12 +46,12 @@ def test_signal_while_training_saves_and_a_restart_goes_on(tmp_path):
   long = command(tmp_path, num_train_steps=100_000, **watched)
   process = start(long)
   log = tmp_path / "metrics.jsonl"
-  wait_until(lambda: log.exists() and log.read_text(), process)
+  wait_until(lambda: log.exists() and log.read_text(), process, seconds=120)
   leave(process, signal.SIGINT)
   last = records(tmp_path)[-1]["step"]
   assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [last]
   process = start(long)
-  wait_until(lambda: records(tmp_path)[-1]["step"] > last, process)
+  wait_until(lambda: records(tmp_path)[-1]["step"] > last, process, seconds=120)
   output = leave(process, signal.SIGINT)
   assert f"Going on from step {last} " in output
 
