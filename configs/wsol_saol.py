@@ -3,14 +3,16 @@ r"""Weakly supervised localisation: fine-tuning on a grid of 14 x 14, to be scor
   python main.py --config=configs/wsol_saol.py:cub --workdir=runs/cub --config.data.data_dir=DIR \
       --config.model.pretrained=resnet50-0676ba61.pth
 
-and the same command with --mode=localize, which prints the scores of every map. README,
+and the same command with --mode=localize, which prints the scores of every map where there are
+true boxes. README,
 "Pretrained weights", says where the weights come from and which networks they are known for.
 
 Arguments, in any order:
   cub       CUB-200-2011, the default: TFDS's caltech_birds2011 in ArrayRecord, prepared in DIR by
             tfds.builder("caltech_birds2011", data_dir="DIR").download_and_prepare(
                 file_format="array_record")
-  imagenet  ImageNet, as configs/imagenet_saol.py takes it
+  imagenet  ImageNet, as configs/imagenet_saol.py takes it. TFDS's holds no boxes, so that such a
+            run is trained but not scored; for scores, lay ImageNet out as a folder, see below
   folder    your own images, as configs/folder_saol.py takes them, with boxes in DIR/boxes.csv
   a backbone (resnet50 is the default), and a number for the side of the images in pixels (224)
   gap       GAP-FC alone with the same recipe, the baseline of CAM

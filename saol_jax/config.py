@@ -139,7 +139,7 @@ def default_config() -> ml_collections.ConfigDict:
   data.test_split = "auto"  # likewise; auto: test, or validation where test has no labels
   data.image_field = "image"  # TFDS's name of the feature
   data.label_field = "label"  # likewise
-  data.box_field = "auto"  # likewise; auto: bbox, boxes, objects/bbox, head_bbox or none
+  data.box_field = "auto"  # likewise; auto: bbox, boxes, objects/bbox or none
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = "sgd"  # sgd (Nesterov) or adamw

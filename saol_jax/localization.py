@@ -144,6 +144,11 @@ def boxes_from_maps(maps: np.ndarray, size: tuple[int, int], threshold: float) -
   return boxes
 
 
+def has_area(boxes: np.ndarray) -> np.ndarray:
+  """(..., 4) boxes -> (...) bool: it holds a pixel. Zeros stand for "no box" everywhere here."""
+  return (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Intersection over union of boxes, pair by pair.
 

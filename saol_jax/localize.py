@@ -98,9 +98,9 @@ def localize_workdir(
   facts = {
     "step": step,
     "split": split,
-    "num_images": len(source.boxed),
+    "num_images": found[names[0]].count,
     "threshold_split": threshold_split,
-    "num_threshold_images": len(places),
+    "num_threshold_images": chosen[names[0]].count,
     "maps": results,
     "thresholds": THRESHOLDS.round(3).tolist(),
     "box_accuracy": {name: curve.round(6).tolist() for name, curve in curves.items()},
@@ -111,9 +111,9 @@ def localize_workdir(
   logger.info(
     "%s\nPercent of %d %s images; thresholds chosen on %d %s images.\nwritten to %s and .png",
     table(results),
-    len(source.boxed),
+    facts["num_images"],
     split,
-    len(places),
+    facts["num_threshold_images"],
     threshold_split,
     path,
   )
@@ -166,12 +166,15 @@ def map_scores(
     variables: of the model.
     source: with boxes.
     names: of the maps.
-    places: (n,) which examples, in order.
+    places: (n,) which examples, in order; those that turn out to have no box are left out.
     split: its name, for the lines of progress.
 
   Returns:
     For each name its scores; by pixels only where the source has masks. A label is the prediction
     of the head that the map belongs to.
+
+  Raises:
+    UserError: none of the examples has a box.
   """
   predict = _make_predict(experiment, names)
   boxes, pixels = {name: BoxScores() for name in names}, {}
@@ -180,7 +183,11 @@ def map_scores(
     put = experiment.put(batch)
     maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
     size = batch["image"].shape[1:3]
+    known = localization.has_area(batch["box"])
     for index in np.flatnonzero(batch["mask"]):
+      done += 1
+      if not known[index]:
+        continue
       for name in names:
         # One at a time: a batch of maps at the size of the image need not fit into memory.
         large = localization.normalise(localization.resize_maps(maps[name][index], size))
@@ -190,11 +197,19 @@ def map_scores(
         if "object_mask" in batch:
           counts = pixel_counts(large, batch["object_mask"][index])
           pixels.setdefault(name, PixelScores()).add_counts(counts)
-      done += 1
       if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
         last_line = time.monotonic()
         share = 100 * done / len(places)
         logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
+  without = len(places) - boxes[names[0]].count
+  if without == len(places):
+    raise UserError(
+      f"None of the {len(places)} {split} images has a box, so nothing can be said of places; "
+      "score another split with --config.localize.split, or name the feature that holds the boxes "
+      "with --config.data.box_field"
+    )
+  if without:
+    logger.info("  %s: %d of %d images have no box: left out", split, without, len(places))
   return boxes, pixels
 
 

@@ -17,7 +17,7 @@ from saol_jax.data.augment import normalise
 from saol_jax.distributed import data_mesh, put_batch, replicated, split_batch
 from saol_jax.errors import UserError
 from saol_jax.image_files import read_image
-from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps, resize_maps
+from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps, has_area, resize_maps
 from saol_jax.model import FunctionalModel, Variables
 from saol_jax.model_card import ModelCard
 from saol_jax.train_step import head_log_probs
@@ -228,8 +228,8 @@ class Predictor:
     window = y_min, x_min, y_max, x_max = self._geometry.eval_window(*size)
     if output:  # one box for all classes where the map does not depend on them
       boxes = _boxes(output[BOX_MAP], (y_max - y_min, x_max - x_min))
-      found = (boxes[:, 2:] > boxes[:, :2]).all(1, keepdims=True)
-      boxes = np.where(found, boxes + np.int32([y_min, x_min] * 2), boxes)
+      moved = boxes + np.int32([y_min, x_min] * 2)
+      boxes = np.where(has_area(boxes)[:, None], moved, boxes)
       boxes = np.broadcast_to(boxes, (len(labels), 4))
     return Prediction(
       labels=labels,

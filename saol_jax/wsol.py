@@ -7,11 +7,16 @@ The threshold t runs over 0, 0.001, ..., 0.999. A map, scaled to [0, 1] by its o
 maximum, is compared as bytes: a pixel counts where `uint8(255 m) > int(255 t)`. So only 255
 thresholds differ, and they are called levels here, 0 to 254.
 
-Boxes come in as y_min, x_min, y_max, x_max in pixels, max exclusive. For MaxBoxAcc and V2 a box
-is, as in wsolevaluation, (x, y, min(x + w, width - 1), min(y + h, height - 1)), and its sides are
-counted as max - min + 1: one pixel too many, for estimated and true boxes alike, but at the right
-and lower border. That flatters small images, whose boxes have few pixels. GT-known, top-1 and top-5
-localisation count sides as they are.
+Boxes come in as y_min, x_min, y_max, x_max in pixels, max exclusive. For MaxBoxAcc and V2, as in
+wsolevaluation, a map's box is (x, y, min(x + w, width - 1), min(y + h, height - 1)), a true one is
+not cut off so, and the sides of both are counted as max - min + 1: one pixel too many, but for a
+map's box at the right or lower border. That flatters small images, whose boxes have few pixels, and
+a true box that ends at such a border is never met exactly. GT-known, top-1 and top-5 localisation
+count sides as they are.
+
+What the maps and boxes are is not said here, and in `--mode=localize` differs from wsolevaluation:
+maps are enlarged bilinearly (there bicubically), true boxes of resized images are rounded to whole
+pixels (there cut), and of several true boxes in an image the largest alone counts (there any).
 """
 
 from typing import NamedTuple
@@ -27,20 +32,6 @@ IOUS = (0.3, 0.5, 0.7)
 _NUM_LEVELS = 255
 _LEVELS = (255 * THRESHOLDS).astype(int)
 _MAIN_IOU = 0.5
-
-
-def scale_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-  """Boxes of an image for a map of another size; fractions of pixels are cut off.
-
-  Args:
-    boxes: (..., 4) integers, y_min, x_min, y_max, x_max.
-    old: height and width of the image.
-    new: height and width of the map.
-
-  Returns:
-    (..., 4) int32.
-  """
-  return (np.asarray(boxes, np.float64) * (new * 2) / (old * 2)).astype(np.int32)
 
 
 class Overlaps(NamedTuple):
@@ -95,7 +86,7 @@ def _ious(rectangles: np.ndarray, box: np.ndarray, height: int, width: int) -> n
   last = (width - 1, height - 1)
   low, high = rectangles[:, :2], np.minimum(rectangles[:, :2] + rectangles[:, 2:], last)
   box = np.asarray(box, np.int64)
-  true_low, true_high = box[[1, 0]], np.minimum(box[[3, 2]], last)
+  true_low, true_high = box[[1, 0]], box[[3, 2]]
 
   def area(low, high):
     return np.maximum(high - low + 1, 0).prod(-1)

@@ -196,6 +196,38 @@ def test_mistakes_are_one_message(finished, tmp_path, monkeypatch):
     localize_workdir(config(), workdir)
 
 
+def with_boxes_for(monkeypatch, most):
+  """Only so many images of each split keep their box, which shows when they are read."""
+  whole = ArraySource.__getitem__
+
+  def partly(self, indices):
+    batch = whole(self, indices)
+    return batch | {"box": np.where(indices[:, None] < most, batch["box"], 0)}
+
+  monkeypatch.setattr(ArraySource, "__getitem__", partly)
+
+
+def test_images_without_a_box_are_left_out(finished, monkeypatch, caplog):
+  workdir, _ = finished
+  experiment = Experiment(localize.resolve(config()))
+  variables = evaluate.restore_wanted(experiment, workdir).ema
+
+  def scores(places):
+    source = experiment.source("test")
+    return localize.map_scores(experiment, variables, source, MAPS, places, "test")[0]["cam"]
+
+  expected = scores(np.arange(20))
+  with_boxes_for(monkeypatch, 20)
+  with caplog.at_level("INFO"):
+    found = scores(np.arange(27))
+  assert "test: 7 of 27 images have no box: left out" in caplog.text
+  assert found.count == 20
+  assert found.best() == expected.best()
+  with_boxes_for(monkeypatch, 0)
+  with pytest.raises(UserError, match="None of the 27 test images has a box"):
+    scores(np.arange(27))
+
+
 def test_default_maps_are_all_of_one_pass_and_the_last_stages_gradients():
   def default(**changes):
     return localize._default_maps(Experiment(localize.resolve(config(**changes))))

@@ -43,14 +43,17 @@ def test_overlaps_are_the_definition(size, smooth):
   grid = rng.random((1, 5, 4)).astype(np.float32)
   score_map = localization.resize_maps(grid, size)[0] if smooth else rng.random(size)
   score_map = localization.normalise(score_map)
-  box = np.array([3, 2, 17, 11])
-  exact, largest, best = wsol.overlaps(score_map, box)
   levels = (np.arange(0, 1, 0.001) * 255).astype(int)
-  expected = spelled_out(score_map, [[2, 3, 11, 17]], every=False, plus=0)
-  np.testing.assert_allclose(exact[levels], expected)
-  for ours, every in ((largest, False), (best, True)):
-    np.testing.assert_array_equal(ours[levels], spelled_out(score_map, [[2, 3, 11, 17]], every))
-  assert (best > largest).any()
+  gains = []
+  for box in ([3, 2, 17, 11], [3, 2, *size]):  # inside, and up to the right and lower border
+    true = [[box[1], box[0], box[3], box[2]]]
+    exact, largest, best = wsol.overlaps(score_map, np.array(box))
+    expected = spelled_out(score_map, true, every=False, plus=0)
+    np.testing.assert_allclose(exact[levels], expected)
+    for ours, every in ((largest, False), (best, True)):
+      np.testing.assert_array_equal(ours[levels], spelled_out(score_map, true, every))
+    gains.append((best - largest).max())
+  assert max(gains) > 0
 
 
 def blank(height=10, width=16):
@@ -107,14 +110,18 @@ def test_constant_and_nan_maps_have_the_corner_pixel_as_their_box(fill):
   assert not wsol.overlaps(score_map, np.array([2, 3, 5, 9])).largest.any()
 
 
-def test_whole_image_stays_inside_it():
+def test_only_the_box_of_the_map_is_cut_off_at_the_border():
   score_map = np.ones((10, 16), np.float32)
-  _, largest, _ = wsol.overlaps(score_map, np.array([0, 0, 10, 16]))
-  np.testing.assert_array_equal(largest, 1)  # both end at 15 and 9
-  _, largest, _ = wsol.overlaps(score_map, np.array([0, 0, 9, 16]))
-  np.testing.assert_array_equal(largest, 1)  # clipping hides the last row
-  _, largest, _ = wsol.overlaps(score_map, np.array([0, 0, 10, 8]))
-  np.testing.assert_allclose(largest, 9 / 16)
+  # Its box ends at 15 and 9, which is 16 x 10 by the +1 convention.
+  for box, expected in {
+    (0, 0, 10, 16): 160 / (17 * 11),
+    (0, 0, 9, 15): 1.0,
+    (0, 0, 9, 16): 160 / (17 * 10),
+    (0, 0, 10, 8): 9 * 10 / (160 + 9 * 11 - 9 * 10),
+  }.items():
+    exact, largest, _ = wsol.overlaps(score_map, np.array(box))
+    np.testing.assert_allclose(largest, expected, err_msg=str(box))
+    np.testing.assert_allclose(exact, box[2] * box[3] / 160)
 
 
 def two_maps():
@@ -183,13 +190,6 @@ def test_batches_add_up_and_range_does_not_matter():
   np.testing.assert_array_equal(whole.curve(), parts.curve())
   assert whole.best() == parts.best()
   assert whole.count == parts.count == 2
-
-
-def test_scale_boxes_by_hand():
-  boxes = np.array([[10, 20, 51, 79], [0, 0, 100, 200]])
-  scaled = wsol.scale_boxes(boxes, (100, 200), (10, 50))
-  assert scaled.tolist() == [[1, 5, 5, 19], [0, 0, 10, 50]]
-  assert scaled.dtype == np.int32
 
 
 def average_precision(score_maps, masks):

@@ -50,7 +50,7 @@ class Source(Protocol):
   Attributes:
     info: of the data set.
     image_shape: (H, W, 3).
-    boxed: (m,) int64, the examples whose box is known, rising.
+    boxed: (m,) int64, the examples whose box is known, rising; where only reading them tells, all.
   """
 
   info: DatasetInfo

@@ -9,7 +9,8 @@ from saol_jax.data.records import Read
 from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
-_BOX_FIELDS = ("bbox", "boxes", "objects/bbox", "head_bbox")
+# What holds boxes of the objects; oxford_iiit_pet's head_bbox is of their heads.
+_BOX_FIELDS = ("bbox", "boxes", "objects/bbox")
 # What holds a picture's name, where a data set keeps it.
 _NAME_FIELDS = ("file_name", "image/filename", "image/file_name")
 
@@ -47,8 +48,9 @@ class TfdsRecords:
       train_split, test_split: TFDS's names for them, perhaps with slices; "auto" is "test" if there
         is one, else "validation". ImageNet's test images have no labels: there "validation".
       image_field, label_field: names of the features; parts of a nested one are joined by "/".
-      box_field: name of the box feature; "auto" for the first that there is of "bbox",
-        "boxes", "objects/bbox" and "head_bbox"; "" for none. Of several boxes the largest counts.
+      box_field: name of the box feature; "auto" for the first that there is of "bbox", "boxes" and
+        "objects/bbox"; "" for none. Of several boxes the largest counts; one without an area, which
+        builders write where they know none, does not.
 
     Raises:
       UserError: the data set, the split or a feature is not there, or is of another kind.
@@ -150,7 +152,7 @@ def _feature(features, field: str):
 
 
 def _largest_box(tf, values):
-  """(4 m,) shares of the image, y_min, x_min, y_max, x_max each, to (4,); NaN where m is 0."""
-  boxes = tf.concat([tf.reshape(values, [-1, 4]), tf.fill([1, 4], float("nan"))], 0)
+  """(4 m,) shares of the image, y_min, x_min, y_max, x_max each, to (4,); NaN without an area."""
+  boxes = tf.concat([tf.reshape(values, [-1, 4]), tf.zeros([1, 4])], 0)
   areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-  return boxes[tf.argmax(tf.where(tf.math.is_nan(areas), -1.0, areas))]
+  return tf.where(tf.reduce_max(areas) > 0, boxes[tf.argmax(areas)], float("nan"))
