@@ -3,8 +3,7 @@ r"""Weakly supervised localisation: fine-tuning on a grid of 14 x 14, to be scor
   python main.py --config=configs/wsol_saol.py:cub --workdir=runs/cub --config.data.data_dir=DIR \
       --config.model.pretrained=resnet50-0676ba61.pth
 
-and the same command with --mode=localize, which prints the scores of every map where there are
-true boxes. README,
+and the same command with --mode=localize, which prints the scores of every map. README,
 "Pretrained weights", says where the weights come from and which networks they are known for.
 
 Arguments, in any order:
