@@ -108,7 +108,15 @@ def mix(images: jax.Array, targets: jax.Array, boxes: jax.Array) -> tuple[jax.Ar
   Returns:
     Mixed images (B, H, W, C) and mixed targets (B, K); the partner's weight is exactly the share
     of the image that the clipped box covers.
+
+  Raises:
+    ValueError: B is odd, or the targets are no distributions (B, K).
   """
+  if targets.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.floating):
+    raise ValueError(
+      f"targets of shape {targets.shape} and type {targets.dtype}; expected distributions (B, K), "
+      "of class numbers made by jax.nn.one_hot(labels, K)"
+    )
   height, width = images.shape[1:3]
   inside = box_mask(boxes, height, width)[..., None] > 0
   sides = boxes[:, 2:] - boxes[:, :2]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
+from saol_jax.checks import check_counts, check_kernel_sizes, check_same_shape, check_stages
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -17,7 +18,8 @@ class SpatialOutput:
     log_probs: (B, K), log of the class distribution of the image; exp of a row sums to 1.
     attention: (B, H, W), the weight of each cell; sums to 1 over the grid.
     spatial_log_probs: (B, H, W, K), log of the class distribution in each cell.
-    mask_logits: (B, H, W), logit of "this cell was pasted by CutMix"; None outside training.
+    mask_logits: (B, H, W), logit of "this cell was pasted by CutMix"; None outside training, and
+      without the branch for it.
   """
 
   log_probs: jax.Array
@@ -41,6 +43,7 @@ def spatial_attention_pool(attention_logits: jax.Array, class_logits: jax.Array)
   SAOL (Kim et al. 2020), section 3.1, kept in log space so that a confident cell cannot underflow
   the loss.
   """
+  check_same_shape(attention_logits=attention_logits, one_class_of_logits=class_logits[..., 0])
   return _pool(_log_attention(attention_logits), _log_classes(class_logits))
 
 
@@ -62,19 +65,20 @@ def _pool(log_attention: jax.Array, spatial_log_probs: jax.Array) -> jax.Array:
 class GapFC(nnx.Module):
   """Global average pooling and a linear layer: `logits = W . mean_hw(X) + b`.
 
-  The kernel starts as in torchvision's ResNets: uniform in +-1 / sqrt(channels).
+  The kernel starts as in torchvision's ResNets: uniform in +-1 / sqrt(channels). All is computed in
+  float32: logits rounded to bfloat16 tie, and a tie goes to the lower class.
   """
 
-  def __init__(
-    self, channels: int, num_classes: int, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
-  ):
+  def __init__(self, channels: int, num_classes: int, *, rngs: nnx.Rngs):
+    """Makes the layer for C = `channels` and K = `num_classes`."""
+    check_counts(channels=channels, num_classes=num_classes)
     uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    self.linear = nnx.Linear(channels, num_classes, dtype=dtype, kernel_init=uniform, rngs=rngs)
+    self.linear = nnx.Linear(channels, num_classes, kernel_init=uniform, rngs=rngs)
 
   def __call__(self, stage: jax.Array) -> jax.Array:
     """(B, H, W, C) features, any floating type, to (B, K) float32 logits."""
-    pooled = stage.mean((1, 2), dtype=jnp.float32)
-    return self.linear(pooled.astype(self.linear.dtype)).astype(jnp.float32)
+    check_stages([stage], [self.linear.in_features])
+    return self.linear(stage.mean((1, 2), dtype=jnp.float32))
 
 
 class SAOL(nnx.Module):
@@ -116,9 +120,16 @@ class SAOL(nnx.Module):
       lateral_kernel_size: of the convolution that maps each stage to `width` channels; odd.
       mask_branch: build the branch that L_SS1 trains; not needed for inference.
       norm_group: examples a group of the batch normalisation; None for the whole batch.
-      dtype: of the convolutions; parameters, statistics and softmax are float32.
+      dtype: of the convolutions and what they give, the logits of the cells among it; parameters,
+        statistics, softmax and pooling are float32.
       rngs: stream `params` initialises the kernels.
+
+    Raises:
+      UserError: a size that cannot be.
     """
+    check_counts(num_classes=num_classes, width=width, norm_group=norm_group or 1)
+    check_counts(**{f"stage_channels[{i}]": channels for i, channels in enumerate(stage_channels)})
+    check_kernel_sizes(kernel_size=kernel_size, lateral_kernel_size=lateral_kernel_size)
     options = {"norm_group": norm_group, "dtype": dtype, "rngs": rngs}
     last, used = stage_channels[-1], stage_channels[-3:]
     self.attention = _CellScore(last, width, kernel_size, **options)
@@ -140,7 +151,11 @@ class SAOL(nnx.Module):
 
     Returns:
       SpatialOutput.
+
+    Raises:
+      ValueError: maps of other shapes than the layer was made for.
     """
+    check_stages(stages, [lateral.in_features for lateral in self.laterals])
     last = stages[-1]
     log_attention = _log_attention(self.attention(last, train=train))
     spatial_log_probs = _log_classes(self._class_logits(stages, train=train))

@@ -135,8 +135,15 @@ def boxes_from_maps(maps: np.ndarray, size: tuple[int, int], threshold: float) -
   Returns:
     (B, 4) int32, y_min, x_min, y_max, x_max, max exclusive; zeros where the map is constant or not
     finite.
+
+  Raises:
+    ValueError: maps of another shape, or a threshold out of range.
   """
   maps = np.asarray(maps, np.float32)
+  if maps.ndim != 3 or not 0 <= threshold <= 1:
+    raise ValueError(
+      f"maps of shape {maps.shape}, threshold {threshold}; expected (B, h, w), and one in [0, 1]"
+    )
   boxes = np.zeros((len(maps), 4), np.int32)
   for index, score_map in enumerate(maps):
     # One at a time: 1,000 maps at 224 x 224 would be 200 MB.

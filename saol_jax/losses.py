@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from saol_jax.checks import check_same_shape
+
+_ONE_HOT = ", (B, K); of class numbers make distributions by jax.nn.one_hot(labels, K)"
+
 
 def soft_cross_entropy(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
   """L_SL: cross-entropy of a distribution with a soft label, `-sum_k t_k log y_k`.
@@ -22,6 +26,7 @@ def soft_cross_entropy(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
   Returns:
     (B,) in nats.
   """
+  check_same_shape(_ONE_HOT, log_probs=log_probs, targets=targets)
   return -jnp.sum(targets * log_probs, axis=-1)
 
 
@@ -35,6 +40,7 @@ def mask_loss(mask_logits: jax.Array, mask: jax.Array) -> jax.Array:
   Returns:
     (B,) in nats.
   """
+  check_same_shape(mask_logits=mask_logits, mask=mask)
   return optax.sigmoid_binary_cross_entropy(mask_logits, mask).mean((1, 2))
 
 
@@ -57,6 +63,8 @@ def consistency_loss(
   The paper leaves the direction of the divergence open; the target comes first here, which is
   cross-entropy up to a constant.
   """
+  check_same_shape(prediction=spatial_log_probs, target=target_spatial_log_probs)
+  check_same_shape(one_class_of_prediction=spatial_log_probs[..., 0], mask=mask)
   target = jax.lax.stop_gradient(target_spatial_log_probs)
   cells = _kl_divergence(target, spatial_log_probs)
   return jnp.sum(mask * cells, (1, 2)) / jnp.maximum(jnp.sum(mask, (1, 2)), 1.0)
@@ -76,6 +84,7 @@ def self_distillation_loss(
   Returns:
     (B,) in nats.
   """
+  check_same_shape(saol_log_probs=saol_log_probs, gap_logits=gap_logits)
   teacher = jax.lax.stop_gradient(saol_log_probs)
   student = jax.nn.log_softmax(gap_logits)
   return _kl_divergence(teacher, student) + beta * soft_cross_entropy(student, targets)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 
 from saol_jax.backbones import create_backbone
+from saol_jax.checks import check_images
 from saol_jax.errors import UserError
 from saol_jax.heads import SAOL, GapFC, SpatialOutput
 
@@ -39,7 +40,12 @@ class Classifier(nnx.Module):
     self.saol = saol
 
   def __call__(self, images: jax.Array, *, train: bool) -> ModelOutput:
-    """Classifies images (B, H, W, 3), normalised floats."""
+    """Classifies images (B, H, W, 3), normalised floats.
+
+    Raises:
+      ValueError: they have another shape or type.
+    """
+    check_images(images)
     return self.classify(self.backbone(images, train=train), train=train)
 
   def classify(self, stages: Sequence[jax.Array], *, train: bool) -> ModelOutput:
@@ -76,14 +82,15 @@ def create_model(
     last_stride: 1 or 2, of the backbone's last stage; None for the family's own. Both are for
       backbones made here by name.
     norm_group: examples a group of the batch normalisation; None for the whole batch.
-    dtype: of the computation. Parameters, statistics, softmax and results are float32.
+    dtype: of the computation. Parameters, statistics, GAP-FC, softmax and results are float32.
     rngs: stream `params` initialises, stream `dropout` drops.
 
   Returns:
     A module: `model(images, train=...) -> ModelOutput`.
 
   Raises:
-    UserError: unknown backbone or head, or an option that the backbone does not have.
+    UserError: unknown backbone or head, an option that the backbone does not have, or a size that
+      cannot be.
   """
   if head not in HEADS:
     raise UserError(f"model.head={head!r} is unknown; expected one of {', '.join(HEADS)}")
@@ -92,13 +99,19 @@ def create_model(
     backbone = create_backbone(
       name, dropout=dropout, last_stride=last_stride, norm_group=norm_group, dtype=dtype, rngs=rngs
     )
+  elif not (isinstance(name, nnx.Module) and getattr(name, "stage_channels", ())):
+    raise UserError(
+      f"{name!r} is no backbone; expected a name, or an nnx.Module that is called as "
+      "backbone(images, train=train), returns maps (B, h, w, c), coarse last, and has their "
+      "channels in stage_channels"
+    )
   elif dropout or last_stride is not None:
     raise UserError(
       f"dropout={dropout} and last_stride={last_stride} would do nothing to a backbone of your "
       "own: give them to the backbone where you make it, and leave them out here"
     )
   channels = backbone.stage_channels
-  gap = GapFC(channels[-1], num_classes, dtype=dtype, rngs=rngs)
+  gap = GapFC(channels[-1], num_classes, rngs=rngs)
   saol = None
   if head == "saol":
     saol = SAOL(
