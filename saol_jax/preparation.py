@@ -12,6 +12,8 @@ from saol_jax.data.augment import augment
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated
 
+_MIXUP = 1 << 16  # folded into CutMix's key; far from the few that CutMix splits off
+
 
 def seed_data(config: ml_collections.ConfigDict) -> np.ndarray:
   """The seed of a config as the data of a random key, which all processes can pass to a program."""
@@ -69,7 +71,7 @@ def prepare_batch(
     mixed = images
   if config.mixup.prob:
     shares = mixup.sample_shares(
-      jax.random.fold_in(key_cutmix, 1),
+      jax.random.fold_in(key_cutmix, _MIXUP),
       len(images),
       alpha=config.mixup.alpha,
       prob=config.mixup.prob,

@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+# Folded into the key for options that came later. Since split(key)[i] is fold_in(key, i) in JAX,
+# they are far from what flip and crop split off.
+_RAND_AUGMENT, _COLOUR_JITTER, _LIGHTING, _ERASING = range(1 << 16, (1 << 16) + 4)
 # Of R, G and B in the brightness of a pixel (ITU-R BT.601), as in Pillow.
 _LUMA = (0.299, 0.587, 0.114)
 # Principal components of ImageNet's pixels on the scale of 0 to 255, and the square roots of their
@@ -49,21 +52,24 @@ def augment(
   images = flip_and_crop(key, images, flip=config.flip, padding=config.crop_padding)
   if config.randaugment_layers:
     images = rand_augment(
-      later(1), images, layers=config.randaugment_layers, magnitude=config.randaugment_magnitude
+      later(_RAND_AUGMENT),
+      images,
+      layers=config.randaugment_layers,
+      magnitude=config.randaugment_magnitude,
     )
   if config.brightness or config.contrast or config.saturation:
     images = colour_jitter(
-      later(2),
+      later(_COLOUR_JITTER),
       images,
       brightness=config.brightness,
       contrast=config.contrast,
       saturation=config.saturation,
     )
   if config.lighting:
-    images = pca_lighting(later(3), images, std=config.lighting)
+    images = pca_lighting(later(_LIGHTING), images, std=config.lighting)
   images = normalise(images, mean, std)
   if config.erasing:
-    images = random_erasing(later(4), images, prob=config.erasing)
+    images = random_erasing(later(_ERASING), images, prob=config.erasing)
   return images
 
 
