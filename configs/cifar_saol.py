@@ -8,7 +8,8 @@ gap for GAP-FC with the same recipe, CutMix included; light for the light SAOL.
 
 Recipe: CutMix (Yun et al. 2019) and ABN (Fukui et al. 2019), which the SAOL authors say they kept:
 300 epochs, batch 128, SGD with Nesterov momentum, rate 0.1, weight decay 5e-4, cosine decay, CutMix
-with probability 0.5, flip and pad-crop. PyramidNets instead as CutMix trains them: batch 64, rate
+with probability 0.5, flip and pad-crop; scales and biases without decay, which those codes decay
+too (--config.optimizer.decay_all=True). PyramidNets instead as CutMix trains them: batch 64, rate
 0.25, weight decay 1e-4, rate x 0.1 after 150 and 225 epochs; --config.model.dropout=0.5 adds the
 ShakeDrop of its tables. --config.data.data_dir is a folder with the file that the data set's
 authors publish, cifar-100-python.tar.gz, or one in which TFDS has prepared it.

@@ -32,7 +32,7 @@ def mean_over_parts(
 
   A part takes every `parts`-th chunk of consecutive examples, so that pairs and groups stay whole
   and each device has a share of each part. Each part starts from the same batch statistics, so
-  their mean is what the whole batch would have given.
+  their mean is what the whole batch would have given, if norms look at groups that fit in a part.
 
   Args:
     function: from a part of the batch and a random key to a pytree of means over the part.

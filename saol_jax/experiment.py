@@ -75,7 +75,9 @@ class Experiment:
     self.schedule = make_schedule(config.optimizer, self.num_train_steps)
     optimizer = make_optimizer(config.optimizer, self.schedule)
     self.multipliers = Multipliers.parse(config.optimizer.multipliers)
-    self.multipliers.check(jax.eval_shape(self.model.init, jax.random.key(0)).params)
+    variables = jax.eval_shape(self.model.init, jax.random.key(0))
+    self.multipliers.check(variables.params)
+    _check_norms(config, variables)
     self._init = make_init(config, self.model, optimizer, self.mesh)
     self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
     self.eval_step = make_eval_step(config, self.info, self.model, self.heads, self.mesh)
@@ -239,6 +241,22 @@ def _overlaid(variables: Variables, values: Mapping[tuple, np.ndarray]) -> Varia
     params=jax.tree_util.tree_map_with_path(replaced, variables.params),
     batch_stats=jax.tree_util.tree_map_with_path(replaced, variables.batch_stats),
   )
+
+
+def _check_norms(config: ml_collections.ConfigDict, variables: Variables) -> None:
+  """Warns where the parts of an accumulated batch would be normalised each by itself."""
+  parts = config.optimizer.accumulate
+  if parts > 1 and not config.model.norm_group and variables.batch_stats:
+    size = config.batch_size // parts
+    logger.warning(
+      "optimizer.accumulate=%d with model.norm_group=0: batch norms see parts of %d images, not "
+      "the batch of %d, which is another recipe. --config.model.norm_group=%d gives the same "
+      "result for any number of parts",
+      parts,
+      size,
+      config.batch_size,
+      size,
+    )
 
 
 def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:

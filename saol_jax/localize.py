@@ -22,6 +22,7 @@ from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
 from saol_jax.experiment import Experiment
 from saol_jax.localization_plot import draw_box_accuracy
+from saol_jax.metrics import label_ranks
 from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
 from saol_jax.train_step import head_log_probs
@@ -244,7 +245,7 @@ def _make_predict(experiment: Experiment, names: Sequence[str]):
     images = normalise(images, info.mean, info.std)
     maps, output = explain.score_maps(model, variables, images, labels, names)
     heads = {explain.head_of(name) for name in names}
-    return maps, {head: _label_ranks(head_log_probs(output, head), labels) for head in heads}
+    return maps, {head: label_ranks(head_log_probs(output, head), labels) for head in heads}
 
   batch = split_batch(experiment.mesh)
   return jax.jit(
@@ -253,13 +254,6 @@ def _make_predict(experiment: Experiment, names: Sequence[str]):
     out_shardings=replicated(experiment.mesh),
     compiler_options=compiler_options(experiment.mesh),
   )
-
-
-def _label_ranks(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
-  """(B,) how many classes come before the label; of equals the first, as in `metrics`."""
-  own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
-  later = jnp.arange(log_probs.shape[1])[None] >= labels[:, None]
-  return jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
 
 
 def _default_maps(experiment: Experiment) -> tuple[str, ...]:

@@ -22,10 +22,7 @@ def classification_sums(
     `top5` and `nll` scalars; `bin_count`, `bin_correct`, `bin_confidence` (15,), by confidence.
   """
   own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
-  # Classes not behind the label in a stable descending sort: rank 0 is what argmax gives. NaN is
-  # behind nothing, and nothing is behind NaN: a prediction of NaN is wrong.
-  later = jnp.arange(log_probs.shape[1])[None] >= labels[:, None]
-  rank = jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
+  rank = label_ranks(log_probs, labels)
   top1, top5 = ((rank < k).astype(jnp.float32) * mask for k in (1, 5))
   confidence = jnp.where(mask > 0, jnp.exp(jnp.max(log_probs, axis=1)), 0.0)
   bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1, 0, NUM_BINS - 1)
@@ -39,6 +36,23 @@ def classification_sums(
     "bin_correct": (member * top1[:, None]).sum(0),
     "bin_confidence": (member * confidence[:, None]).sum(0),
   }
+
+
+def label_ranks(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+  """How many classes are more probable than the label; of equals the first comes first.
+
+  Args:
+    log_probs: (B, K).
+    labels: (B,) int32.
+
+  Returns:
+    (B,) int32: 0 where argmax gives the label. A NaN counts as more probable than all, but where
+    the label itself has one its rank is beyond all, however few classes there are: it is wrong.
+  """
+  own = jnp.take_along_axis(log_probs, labels[:, None], axis=1)
+  later = jnp.arange(log_probs.shape[1])[None] >= labels[:, None]
+  rank = jnp.sum(~((log_probs < own) | ((log_probs == own) & later)), axis=1)
+  return jnp.where(jnp.isnan(own[:, 0]), jnp.iinfo(jnp.int32).max, rank)
 
 
 def confusion_counts(log_probs: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:

@@ -104,8 +104,12 @@ def make_optimizer(
 
 
 def decay_mask(params: dict) -> dict:
-  """True for kernels, False for scales and biases: vectors are not decayed."""
-  return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+  """True for kernels; False for vectors (scales, biases) and a ViT's class token and positions."""
+
+  def decayed(path: tuple, leaf: jax.Array) -> bool:
+    return jnp.ndim(leaf) > 1 and path[-1].key not in ("class_token", "positions")
+
+  return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def _standard_promotion(function: Callable) -> Callable:

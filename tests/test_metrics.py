@@ -110,8 +110,9 @@ def test_a_constant_prediction_is_right_for_the_first_class_only():
   assert float(sums["top5"]) == 5
 
 
-def test_a_prediction_that_is_not_a_number_is_wrong():
-  nan = jnp.full((4, 10), np.nan, jnp.float32)
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_a_prediction_that_is_not_a_number_is_wrong(num_classes):
+  nan = jnp.full((4, num_classes), np.nan, jnp.float32)
   sums = sums_of(nan, jnp.zeros(4, jnp.int32), jnp.ones(4))
   assert float(sums["top1"]) == float(sums["top5"]) == 0
   assert np.isnan(classification_scores(sums)["nll"])

@@ -96,6 +96,7 @@ def start():
   rng = np.random.default_rng(0)
   shapes = {"conv": {"kernel": (3, 3, 2, 4)}, "linear": {"kernel": (4, 5), "bias": (5,)}}
   shapes["norm"] = {"scale": (4,), "bias": (4,)}
+  shapes["vit"] = {"class_token": (1, 4), "positions": (3, 4)}
   return jax.tree.map(
     lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
   )
@@ -169,7 +170,9 @@ def test_decay_reaches_kernels_only_unless_asked_for():
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), plain, decayed)
     changed[decay_all] = differs
   kernels = {"conv": {"kernel": True}, "linear": {"kernel": True, "bias": False}}
-  assert changed[False] == {**kernels, "norm": {"scale": False, "bias": False}}
+  others = {"norm": ("scale", "bias"), "vit": ("class_token", "positions")}
+  spared = {layer: dict.fromkeys(names, False) for layer, names in others.items()}
+  assert changed[False] == kernels | spared
   assert all(jax.tree.leaves(changed[True]))
 
 

@@ -91,6 +91,13 @@ def test_accumulation_equals_the_large_batch():
   assert_close(whole_state, parts_state, 2e-5)
 
 
+def test_accumulation_without_norm_groups_warns(caplog):
+  experiment_on(1, optimizer__accumulate=2)
+  assert "norm_group" not in caplog.text
+  experiment_on(1, optimizer__accumulate=2, model__norm_group=0)
+  assert "see parts of 8 images, not the batch of 16" in caplog.text
+
+
 def test_first_step_is_the_paper_written_out():
   """Losses of the first step against the parts of the method put together by hand."""
   experiment = experiment_on(1)
@@ -148,6 +155,31 @@ def test_consistency_on_half_of_the_batch_is_that_of_every_other_norm_group():
   assert taken != pytest.approx(left, rel=1e-2)
   _, metrics = half.train_step(state, half.put(batch))
   assert float(metrics["consistency"]) == pytest.approx(taken, rel=1e-4)
+
+
+def test_no_random_key_is_used_twice_in_a_step(monkeypatch):
+  """With every option on; in JAX fold_in(key, i) may be one of the keys that split(key) gives."""
+  options = {"randaugment_layers": 2, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+  options |= {"lighting": 0.1, "erasing": 0.5, "crop_padding": 2, "flip": True}
+  changes = {f"data__{name}": value for name, value in options.items()}
+  experiment = experiment_on(1, mixup__prob=0.5, **changes)
+  used = []
+
+  def recorded(draw):
+    def call(key, *args, **kwargs):
+      used.append(tuple(np.asarray(jax.random.key_data(key)).ravel().tolist()))
+      return draw(key, *args, **kwargs)
+
+    return call
+
+  for name in ("uniform", "bernoulli", "randint", "normal", "beta"):
+    monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name)))
+  keys = steps.step_keys(jax.random.key(3), 0)
+  batch = experiment.put(experiment.train[np.arange(16)])
+  prepare_batch(experiment.config, experiment.info, experiment.mesh, batch, *keys[:2])
+  # Flip and two shifts; two layers; three jitters; lighting; erasing; CutMix; mixup.
+  assert len(used) >= 3 + 2 + 3 + 1 + 4 + 4 + 2
+  assert len(set(used)) == len(used)
 
 
 def test_label_smoothing_is_applied_before_mixing():

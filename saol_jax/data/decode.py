@@ -23,6 +23,7 @@ from saol_jax.tensorflow_cpu import import_tensorflow
 
 _TRIES = 10  # windows drawn before the fallback, as in torchvision
 _DRAWS = 2 * _TRIES + 2  # uniform numbers an image: areas, aspect ratios, and where
+_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
 _JPEG = b"\xff\xd8\xff"
 # TensorFlow's default overflows at sharp edges: black where white should be. This one is as fast
 # here, and what Pillow uses.
@@ -94,7 +95,8 @@ def crop_draws(seed: int, place: int, count: int) -> np.ndarray:
   """
   blocks = -(-_DRAWS // 4)  # a counter of Philox gives four numbers
   generator = np.random.Generator(np.random.Philox(key=seed, counter=place * blocks))
-  return generator.random((count, 4 * blocks))[:, :_DRAWS].astype(np.float32)
+  draws = generator.random((count, 4 * blocks))[:, :_DRAWS].astype(np.float32)
+  return np.minimum(draws, _BELOW_ONE)  # rounding to float32 may give 1
 
 
 class Decoder:

@@ -1,5 +1,7 @@
 """Images that are decoded as they are read: where things end up in them, and in which order."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,6 +120,16 @@ def test_each_place_draws_for_itself():
   assert len(np.unique(everything)) > 0.999 * everything.size
   assert 0 <= everything.min() < 0.01
   assert 0.99 < everything.max() < 1
+
+
+def test_no_draw_is_1_though_rounding_to_float32_would_make_it_so(monkeypatch):
+  highest = np.nextafter(1.0, 0.0)
+  monkeypatch.setattr(
+    np.random, "Generator", lambda bits: SimpleNamespace(random=lambda n: np.full(n, highest))
+  )
+  draws = crop_draws(0, 0, 3)
+  assert draws.dtype == np.float32
+  assert 0.999 < draws.max() < 1
 
 
 # Order
