@@ -5,7 +5,7 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from saol_jax.image_files import EXTENSIONS, orientation, printable
 logger = logging.getLogger(__name__)
 
 _FOLDERS = {"train": "train", "test": "val"}
-_BOXES = "boxes.csv"
-_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
+BOXES_FILE = "boxes.csv"
+BOXES_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
 
 
 class FolderRecords:
@@ -44,7 +44,7 @@ class FolderRecords:
 
     Raises:
       UserError: a folder is missing or has no image, `val` has a class that `train` lacks, or
-        boxes.csv cannot be understood.
+        boxes.csv cannot be understood or names none of the images.
     """
     self._root = root = pathlib.Path(directory).expanduser()
     files = {name: _list_classes(root, name) for name in ("train", _FOLDERS[split])}
@@ -63,12 +63,13 @@ class FolderRecords:
     self._paths = [path for name in self.class_names for path in found.get(name, ())]
     counts = [len(found.get(name, ())) for name in self.class_names]
     self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    by_path = _read_boxes(root / _BOXES)
+    by_path = _read_boxes(root / BOXES_FILE)
     self.has_boxes = bool(by_path)
     unknown_box = (np.nan,) * 4
     self.boxes = np.array([by_path.get(path, unknown_box) for path in self._paths], np.float32)
     if by_path:
-      _warn_of_boxes_without_image(root, by_path.keys(), set(self._paths), _FOLDERS[split])
+      images = {path for classes in files.values() for paths in classes.values() for path in paths}
+      _check_boxed_paths(root, list(by_path), images, _FOLDERS[split])
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -162,14 +163,16 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"{path} cannot be read: {error}; expected a text file in UTF-8 with the header "
-      f"{','.join(_HEADER)!r}"
+      f"{','.join(BOXES_HEADER)!r}"
     ) from error
   boxes: dict[str, tuple[float, float, float, float]] = {}
   first_line: dict[str, int] = {}
   rows = csv.reader(io.StringIO(text, newline=""))
   header = [name.strip() for name in next(rows, [])]
-  if header != _HEADER:
-    raise UserError(f"{path} has the header {','.join(header)!r}, expected {','.join(_HEADER)!r}")
+  if header != BOXES_HEADER:
+    raise UserError(
+      f"{path} has the header {','.join(header)!r}, expected {','.join(BOXES_HEADER)!r}"
+    )
   for row in filter(None, rows):
     where = f"{path}, line {rows.line_num}"
     try:
@@ -193,12 +196,33 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
   return boxes
 
 
-def _warn_of_boxes_without_image(
-  root: pathlib.Path, with_box: Mapping, images: set[str], folder: str
-) -> None:
-  lost = [path for path in with_box if path.split(os.sep)[0] == folder and path not in images]
+def _check_boxed_paths(root: pathlib.Path, boxed: list[str], images: set[str], split: str) -> None:
+  """Warns of paths in boxes.csv that are no image's; those outside `val` are train's to say.
+
+  Args:
+    root: DIR.
+    boxed: the paths in boxes.csv.
+    images: paths of the images in `train`, and in `val` where that is the split.
+    split: name of its folder.
+
+  Raises:
+    UserError: there is an image for none of them.
+  """
+  in_val = [path.split(os.sep)[0] == "val" for path in boxed]
+  lost = [
+    path
+    for path, inside in zip(boxed, in_val, strict=True)
+    if inside == (split == "val") and path not in images
+  ]
+  val_is_unlisted = split == "train" and any(in_val)
+  if not val_is_unlisted and images.isdisjoint(boxed):
+    raise UserError(
+      f"{root / BOXES_FILE}: none of its {len(boxed)} path(s) is an image: the first is "
+      f"'{printable(boxed[0])}', and there is '{printable(min(images))}'. Write paths relative to "
+      f"{root}, with {os.sep!r} between folders"
+    )
   if lost:
-    logger.warning("%s: no image for %s", root / _BOXES, _shorten(lost))
+    logger.warning("%s: no image for %s", root / BOXES_FILE, _shorten(lost))
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import types
 
 import numpy as np
@@ -257,6 +258,41 @@ def test_boxes_beyond_the_border_are_cut_off_and_said_once(tmp_path, caplog):
   assert source.boxed.tolist() == [0, 1, 3]
   assert "no image for train/a/gone.jpg" in caplog.text
   assert caplog.text.count("are cut off at the border") == 1
+
+
+def _boxes(*paths):
+  return "".join(f"{line}\n" for line in ("path,x_min,y_min,x_max,y_max", *paths)).encode()
+
+
+@pytest.mark.parametrize("path", ["{}/train/a/1.jpg", r"train\a\1.jpg", "a/1.jpg", "train/b/1.jpg"])
+def test_boxes_of_which_none_is_of_an_image_are_refused(tmp_path, path):
+  path = path.format(tmp_path)
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  write(tmp_path, files | {"boxes.csv": _boxes(f"{path},1,2,30,40", "b/1.jpg,1,2,30,40")})
+  message = f"none of its 2 path(s) is an image: the first is '{path}', and there is 'train/a/1.j"
+  with pytest.raises(UserError, match=re.escape(message)):
+    load(tmp_path)
+
+
+def test_boxes_may_be_of_one_split_alone(tmp_path):
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  write(tmp_path, files | {"boxes.csv": _boxes("val/a/1.jpg,1,2,30,40")})
+  assert [len(load(tmp_path, split).boxed) for split in ("train", "test")] == [0, 1]
+  write(tmp_path, {"boxes.csv": _boxes("val/a/2.jpg,1,2,30,40")})
+  with pytest.raises(UserError, match=r"the first is 'val/a/2\.jpg', and there is 'train/a/1"):
+    load(tmp_path, "test")
+
+
+def test_boxes_of_neither_split_are_named_once(tmp_path, caplog):
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  lines = ("train/a/1.jpg,1,2,30,40", "training/a/1.jpg,1,2,30,40", "val/a/2.jpg,1,2,30,40")
+  write(tmp_path, files | {"boxes.csv": _boxes(*lines)})
+  for split, lost in (("train", "training/a/1.jpg"), ("test", "val/a/2.jpg")):
+    caplog.clear()
+    load(tmp_path, split)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+      f"no image for {lost}"
+    ]
 
 
 def test_the_real_folder_is_whole(data_dir):
