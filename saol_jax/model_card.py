@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from saol_jax.data import DatasetInfo
+from saol_jax.data.folder import nfc
 from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
@@ -56,18 +57,21 @@ def check_classes(info: DatasetInfo, workdir: str | os.PathLike) -> None:
   """Raises UserError where a run was trained with other classes than a data set has now.
 
   A label is a place in the sorted list of classes: with a folder added or renamed, the labels of a
-  trained network would mean others.
+  trained network would mean others. The Unicode form of a name does not matter.
   """
   if not (pathlib.Path(workdir) / _MODEL_JSON).exists():
     return
-  before, now = read_model_json(workdir).class_names, info.class_names
+  before, now = (
+    tuple(map(nfc, names)) for names in (read_model_json(workdir).class_names, info.class_names)
+  )
   if before == now:
     return
   gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
   raise UserError(
     f"{workdir} was trained on {len(before)} classes, and the data set has {len(now)} now; gone: "
-    f"{', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}. Restore the data set, "
-    "or train in another --workdir"
+    f"{', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}"
+    f"{'' if gone or new else '; their order is another'}. Restore the data set, or train in "
+    "another --workdir"
   )
 
 

@@ -295,6 +295,30 @@ def test_boxes_of_neither_split_are_named_once(tmp_path, caplog):
     ]
 
 
+NFC, NFD = "\u00c4pfel", "A\u0308pfel"  # as a ZIP file and as macOS may spell Äpfel
+
+
+def test_the_unicode_form_of_a_name_does_not_matter(tmp_path, caplog):
+  files = dict.fromkeys((f"train/{NFD}/\u00fc.jpg", "train/Zoo/1.jpg"), JPEG_BYTES)
+  files |= dict.fromkeys((f"val/{NFC}/u\u0308.jpg", f"val/{NFC}/v.jpg"), JPEG_BYTES)
+  lines = (f"train/{NFC}/u\u0308.jpg,1,2,30,40", f"val/{NFD}/\u00fc.jpg,0,0,90,60")
+  write(tmp_path, files | {"boxes.csv": _boxes(*lines)})
+  train, val = (load(tmp_path, split) for split in ("train", "test"))
+  assert train.info.class_names == val.info.class_names == ("Zoo", NFD)  # in the order of NFC
+  assert train[np.arange(2)]["label"].tolist() == [0, 1]
+  batch = val[np.arange(2)]  # opened by their own names
+  assert batch["label"].tolist() == [1, 1]
+  assert batch["box"].tolist() == [[0, 0, 32, 32], [0, 0, 0, 0]]
+  assert train.boxed.tolist() == [1]
+  assert "no image for" not in caplog.text
+
+
+def test_two_spellings_of_a_class_are_refused(tmp_path):
+  write(tmp_path, {f"train/{name}/1.jpg": JPEG_BYTES for name in (NFC, NFD)})
+  with pytest.raises(UserError, match=r"Unicode form: 'A\\u0308pfel' and '\\xc4pfel'; move"):
+    load(tmp_path)
+
+
 def test_the_real_folder_is_whole(data_dir):
   root = data_dir / "tiny_imagenet_25"
   train, val = (load(root, split) for split in ("train", "test"))
