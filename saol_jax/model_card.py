@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 
@@ -10,6 +11,8 @@ from saol_jax.data.folder import nfc
 from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
+
+logger = logging.getLogger(__name__)
 
 _MODEL_JSON = "model.json"
 
@@ -22,16 +25,20 @@ class ModelCard:
     class_names: K names, by label.
     mean, std: of the three channels, as a share of 255.
     image_size: height and width of the training images.
+    num_train_images: when the run began; None where it did not note this.
   """
 
   class_names: tuple[str, ...]
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   image_size: tuple[int, int]
+  num_train_images: int | None = None
 
 
 def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None:
   """Writes what `load` needs beside config and checkpoints, so that it needs no data set.
+
+  Warns where the data set has another number of training images than when the run began.
 
   Raises:
     UserError: the run was begun with other classes, or the folder cannot be written.
@@ -40,8 +47,19 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   check_classes(info, workdir)
   if not is_main_process():
     return
-  card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
-  path = pathlib.Path(workdir) / _MODEL_JSON
+  path, now = pathlib.Path(workdir) / _MODEL_JSON, len(experiment.train)
+  before = (read_model_json(workdir).num_train_images if path.exists() else None) or now
+  if now != before:
+    logger.warning(
+      "The data set has changed since the run in %s began: %d training images then, %d now. The "
+      "steps of an epoch, and with them the learning rate and the end of the run, are those of "
+      "now, and a share held out for validation may have been trained on",
+      workdir,
+      before,
+      now,
+    )
+  image_size = experiment.train.image_shape[:2]
+  card = ModelCard(info.class_names, info.mean, info.std, image_size, before)
   try:
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
@@ -87,6 +105,7 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
     card = json.loads(path.read_text())
     names, size = tuple(map(str, card["class_names"])), tuple(map(int, card["image_size"]))
     mean, std = (tuple(map(float, card[name])) for name in ("mean", "std"))
+    images = card.get("num_train_images")
     if not names or (len(mean), len(std), len(size)) != (3, 3, 2):
       raise ValueError("a field has another length")
   except FileNotFoundError as error:
@@ -96,4 +115,4 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
     ) from error
   except (ValueError, TypeError, KeyError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}). {mend}, and replaces it.") from error
-  return ModelCard(names, mean, std, size)
+  return ModelCard(names, mean, std, size, images)
