@@ -89,6 +89,17 @@ def test_the_most_frequent_confusions_and_the_hardest_classes_are_named(tmp_path
   assert [name for name, *_ in classes] == ["d", "b", "a"]  # nothing is known of c
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 30])
+def test_classes_are_counted_in_whole_numbers(count, monkeypatch):
+  saved = []
+  monkeypatch.setattr(class_plots, "save", lambda canvas, path: saved.append(canvas.figure))
+  names = [str(label) for label in range(count)]
+  class_plots.draw_classes("unused.png", np.eye(count, dtype=int), names, "title")
+  ticks = saved[0].axes[1].get_xticks()
+  assert (ticks == ticks.round()).all()
+  assert ((ticks >= 1) & (ticks <= count)).any()
+
+
 def test_names_that_no_font_has_are_numbered(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(class_plots, "_bars", lambda axes, rows, colour: drawn.append(rows))
