@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from saol_jax.drawing import GREY, HEADS, INK, PALE, drawable, plot_figure, save
+from saol_jax.drawing import GREY, HEADS, INK, PALE, drawable, fonts, legible, plot_figure, save
 
 _BLUE, _RED = "#0969da", "#cf222e"
 _WITH_COUNTS, _WITH_NAMES = 12, 40  # classes that a matrix has room for
@@ -33,6 +33,7 @@ def draw_confusion(
     class_names: K names, any text.
     title: of the picture.
   """
+  class_names = legible(class_names)
   figure, canvas = _page(13, 7, title)
   matrix, pairs = figure.subplots(1, 2, width_ratios=(1.25, 1))
   images = confusion.sum(1)
@@ -93,6 +94,7 @@ def draw_classes(
     class_names: K names, any text.
     title: of the picture.
   """
+  class_names = legible(class_names)
   figure, canvas = _page(13, 7, title)
   hardest, course = figure.subplots(1, 2)
   images = confusion.sum(1)
@@ -123,6 +125,7 @@ def draw_classes(
     course.axhline(value, color=INK, linewidth=1, linestyle=style, label=name)
   course.set_ylim(0, 102)
   course.set_xlim(0.5, len(known) + 0.5)
+  course.locator_params(axis="x", integer=True, min_n_ticks=1)
   course.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
   course.grid(color=PALE, linewidth=0.6, alpha=0.6)
   course.set_xlabel("classes, hardest first", color=GREY)
@@ -191,9 +194,8 @@ def draw_calibration(
 def _page(width: float, height: float, title: str) -> tuple[Figure, FigureCanvasAgg]:
   """A figure in inches with a title."""
   figure, canvas = plot_figure(width, height)
-  heading = figure.suptitle(
-    drawable(title), x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold"
-  )
+  look = {"color": INK, "family": fonts(title, "bold"), "fontsize": 13, "fontweight": "bold"}
+  heading = figure.suptitle(drawable(title, "bold"), x=0.01, ha="left", **look)
   heading.set_parse_math(False)
   return figure, canvas
 
@@ -225,11 +227,11 @@ def _note(axes: Axes, text: str) -> None:
 
 def _names(set_ticks, names: Sequence[str], **look) -> None:
   """Writes names along an axis as they are, never as markup."""
-  set_ticks(range(len(names)), names, parse_math=False, **look)
+  look |= {"parse_math": False, "family": fonts("".join(names))}
+  set_ticks(range(len(names)), [drawable(name) for name in names], **look)
 
 
 def _short(name: str, letters: int = _LETTERS) -> str:
-  name = drawable(name)
   return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 

@@ -16,6 +16,7 @@ from saol_jax.compiler import compiler_options
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
+from saol_jax.data.folder import BOXES_FILE, BOXES_HEADER
 from saol_jax.data.loader import padded_batches
 from saol_jax.distributed import replicated, split_batch
 from saol_jax.errors import UserError
@@ -269,10 +270,15 @@ def _default_maps(experiment: Experiment) -> tuple[str, ...]:
 
 
 def _with_boxes(experiment: Experiment, split: str) -> Source:
-  source = experiment.source(split)
-  if not len(source.boxed):
-    raise UserError(
-      f"data.name={experiment.config.data.name!r} has no boxes, so nothing can be said of places; "
-      "use a data set with boxes, such as digit_scenes"
-    )
-  return source
+  source, data = experiment.source(split), experiment.config.data
+  if len(source.boxed):
+    return source
+  mend = "use a data set with boxes, such as digit_scenes"
+  if data.name == "folder":
+    path = pathlib.Path(data.data_dir).expanduser() / BOXES_FILE
+    state = "has no line of an image of that split" if path.exists() else "does not exist"
+    mend = f"{path} {state}; it holds a line an image, below the header {','.join(BOXES_HEADER)!r}"
+  raise UserError(
+    f"data.name={data.name!r} has no boxes of split {split!r}, so nothing can be said of places; "
+    f"{mend}"
+  )

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 
 from saol_jax.data import DatasetInfo
+from saol_jax.data.folder import nfc
 from saol_jax.distributed import is_main_process
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
+
+logger = logging.getLogger(__name__)
 
 _MODEL_JSON = "model.json"
 
@@ -21,16 +25,20 @@ class ModelCard:
     class_names: K names, by label.
     mean, std: of the three channels, as a share of 255.
     image_size: height and width of the training images.
+    num_train_images: when the run began; None where it did not note this.
   """
 
   class_names: tuple[str, ...]
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   image_size: tuple[int, int]
+  num_train_images: int | None = None
 
 
 def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None:
   """Writes what `load` needs beside config and checkpoints, so that it needs no data set.
+
+  Warns where the data set has another number of training images than when the run began.
 
   Raises:
     UserError: the run was begun with other classes, or the folder cannot be written.
@@ -39,8 +47,19 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   check_classes(info, workdir)
   if not is_main_process():
     return
-  card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
-  path = pathlib.Path(workdir) / _MODEL_JSON
+  path, now = pathlib.Path(workdir) / _MODEL_JSON, len(experiment.train)
+  before = (read_model_json(workdir).num_train_images if path.exists() else None) or now
+  if now != before:
+    logger.warning(
+      "The data set has changed since the run in %s began: %d training images then, %d now. The "
+      "steps of an epoch, and with them the learning rate and the end of the run, are those of "
+      "now, and a share held out for validation may have been trained on",
+      workdir,
+      before,
+      now,
+    )
+  image_size = experiment.train.image_shape[:2]
+  card = ModelCard(info.class_names, info.mean, info.std, image_size, before)
   try:
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
@@ -56,18 +75,21 @@ def check_classes(info: DatasetInfo, workdir: str | os.PathLike) -> None:
   """Raises UserError where a run was trained with other classes than a data set has now.
 
   A label is a place in the sorted list of classes: with a folder added or renamed, the labels of a
-  trained network would mean others.
+  trained network would mean others. The Unicode form of a name does not matter.
   """
   if not (pathlib.Path(workdir) / _MODEL_JSON).exists():
     return
-  before, now = read_model_json(workdir).class_names, info.class_names
+  before, now = (
+    tuple(map(nfc, names)) for names in (read_model_json(workdir).class_names, info.class_names)
+  )
   if before == now:
     return
   gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
   raise UserError(
     f"{workdir} was trained on {len(before)} classes, and the data set has {len(now)} now; gone: "
-    f"{', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}. Restore the data set, "
-    "or train in another --workdir"
+    f"{', '.join(gone[:5]) or 'none'}; new: {', '.join(new[:5]) or 'none'}"
+    f"{'' if gone or new else '; their order is another'}. Restore the data set, or train in "
+    "another --workdir"
   )
 
 
@@ -83,6 +105,7 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
     card = json.loads(path.read_text())
     names, size = tuple(map(str, card["class_names"])), tuple(map(int, card["image_size"]))
     mean, std = (tuple(map(float, card[name])) for name in ("mean", "std"))
+    images = card.get("num_train_images")
     if not names or (len(mean), len(std), len(size)) != (3, 3, 2):
       raise ValueError("a field has another length")
   except FileNotFoundError as error:
@@ -92,4 +115,4 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
     ) from error
   except (ValueError, TypeError, KeyError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}). {mend}, and replaces it.") from error
-  return ModelCard(names, mean, std, size)
+  return ModelCard(names, mean, std, size, images)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saol_jax.drawing import INK, draw_box, save, write_text
+from saol_jax.drawing import INK, draw_box, legible, save, write_text
 from saol_jax.sheet import Sheet, panel_size, resize_image
 
 _MOST = 16  # examples
@@ -34,6 +34,7 @@ def draw_training_images(
     class_names: K names.
     title: of the picture.
   """
+  class_names = legible(class_names)
   panel = panel_size(*images.shape[1:3])
   scale = np.array(panel * 2) / np.array(images.shape[1:3] * 2)
   scaled = np.round(boxes[:_MOST] * scale).astype(int)

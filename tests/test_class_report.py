@@ -89,6 +89,28 @@ def test_the_most_frequent_confusions_and_the_hardest_classes_are_named(tmp_path
   assert [name for name, *_ in classes] == ["d", "b", "a"]  # nothing is known of c
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 30])
+def test_classes_are_counted_in_whole_numbers(count, monkeypatch):
+  saved = []
+  monkeypatch.setattr(class_plots, "save", lambda canvas, path: saved.append(canvas.figure))
+  names = [str(label) for label in range(count)]
+  class_plots.draw_classes("unused.png", np.eye(count, dtype=int), names, "title")
+  ticks = saved[0].axes[1].get_xticks()
+  assert (ticks == ticks.round()).all()
+  assert ((ticks >= 1) & (ticks <= count)).any()
+
+
+def test_names_that_no_font_has_are_numbered(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(class_plots, "_bars", lambda axes, rows, colour: drawn.append(rows))
+  names = ["a", "\ue000", "\ue001", "d\ue000"]
+  class_plots.draw_confusion(tmp_path / "a.png", COUNTS, names, "title")
+  class_plots.draw_classes(tmp_path / "b.png", COUNTS, names, "title")
+  pairs, classes = drawn
+  assert [name for name, *_ in pairs] == ["#3 d → #1", "#1 → #2", "a → #2", "#1 → a"]
+  assert [name for name, *_ in classes] == ["#3 d", "#1", "a"]
+
+
 def test_blocks_of_a_large_matrix_keep_their_largest_share():
   values = np.zeros((7, 7))
   values[0, 6], values[5, 2] = 0.3, 0.8

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,19 @@ def test_mistakes_are_one_message(finished, tmp_path, monkeypatch):
   monkeypatch.setattr(Experiment, "source", without_boxes)
   with pytest.raises(UserError, match="'digit_scenes' has no boxes"):
     localize_workdir(config(), workdir)
+
+
+def test_a_folder_without_boxes_is_told_what_its_file_lacks(tmp_path):
+  data = types.SimpleNamespace(name="folder", data_dir=str(tmp_path))
+  experiment = types.SimpleNamespace(
+    config=types.SimpleNamespace(data=data), source=lambda split: types.SimpleNamespace(boxed=[])
+  )
+  file = tmp_path / "boxes.csv"
+  with pytest.raises(UserError, match=f"no boxes of split 'test', .*{file} does not exist"):
+    localize._with_boxes(experiment, "test")
+  file.write_text("path,x_min,y_min,x_max,y_max\n")
+  with pytest.raises(UserError, match=f"{file} has no line of an image of that split; .*'path,x_m"):
+    localize._with_boxes(experiment, "test")
 
 
 def with_boxes_for(monkeypatch, most):

@@ -256,7 +256,8 @@ def test_needs_no_data_set(run, images, monkeypatch):
 def test_model_json_comes_back(run):
   card = read_model_json(run.folder)
   info = run.experiment.info
-  assert dataclasses.astuple(card) == (info.class_names, info.mean, info.std, (32, 32))
+  count = len(run.experiment.train)
+  assert dataclasses.astuple(card) == (info.class_names, info.mean, info.std, (32, 32), count)
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, images):

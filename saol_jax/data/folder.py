@@ -5,7 +5,8 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from saol_jax.image_files import EXTENSIONS, orientation, printable
 logger = logging.getLogger(__name__)
 
 _FOLDERS = {"train": "train", "test": "val"}
-_BOXES = "boxes.csv"
-_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
+BOXES_FILE = "boxes.csv"
+BOXES_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
 
 
 class FolderRecords:
@@ -26,8 +27,9 @@ class FolderRecords:
 
   The classes are the sorted names of the folders in `DIR/train` that hold an image, at any depth;
   hidden files and folders are left out, and so are files without one of
-  `image_files.EXTENSIONS`. Images are turned upright as their EXIF data says: a photograph counts
-  as it is seen.
+  `image_files.EXTENSIONS`. Names are sorted and compared in Unicode's form NFC: macOS may write
+  letters in another form than a ZIP file has them. Images are turned upright as their EXIF data
+  says: a photograph counts as it is seen.
 
   `DIR/boxes.csv`, where it exists, has the header `path,x_min,y_min,x_max,y_max`: paths relative to
   DIR, pixels of the upright image, max exclusive, one line an image.
@@ -44,31 +46,35 @@ class FolderRecords:
 
     Raises:
       UserError: a folder is missing or has no image, `val` has a class that `train` lacks, or
-        boxes.csv cannot be understood.
+        boxes.csv cannot be understood or names none of the images.
     """
     self._root = root = pathlib.Path(directory).expanduser()
     files = {name: _list_classes(root, name) for name in ("train", _FOLDERS[split])}
-    self.class_names = tuple(sorted(files["train"]))
-    found = files[_FOLDERS[split]]
-    unknown = sorted(set(found) - set(self.class_names))
+    self.class_names = tuple(sorted(files["train"], key=nfc))
+    names = [nfc(name) for name in self.class_names]
+    found = {nfc(name): paths for name, paths in files[_FOLDERS[split]].items()}
+    unknown = sorted(set(found).difference(names))
     if unknown:
       raise UserError(
         f"{root / 'val'} has images of {len(unknown)} class(es) that {root / 'train'} lacks: "
         f"{_shorten(unknown)}. A network cannot know them: add training images, or move those "
         "folders away"
       )
-    without = sorted(set(self.class_names) - set(found))
+    without = sorted(set(names).difference(found))
     if without:
       logger.warning("%s has no image of %s", root / _FOLDERS[split], _shorten(without))
-    self._paths = [path for name in self.class_names for path in found.get(name, ())]
-    counts = [len(found.get(name, ())) for name in self.class_names]
+    self._paths = [path for name in names for path in found.get(name, ())]
+    counts = [len(found.get(name, ())) for name in names]
     self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    by_path = _read_boxes(root / _BOXES)
+    by_path = _read_boxes(root / BOXES_FILE)
     self.has_boxes = bool(by_path)
     unknown_box = (np.nan,) * 4
-    self.boxes = np.array([by_path.get(path, unknown_box) for path in self._paths], np.float32)
+    boxes = [by_path.get(nfc(path), unknown_box) for path in self._paths]
+    self.boxes = np.array(boxes, np.float32)
     if by_path:
-      _warn_of_boxes_without_image(root, by_path.keys(), set(self._paths), _FOLDERS[split])
+      listed = (path for classes in files.values() for paths in classes.values() for path in paths)
+      images = set(map(nfc, listed))
+      _check_boxed_paths(root, list(by_path), images, _FOLDERS[split])
 
   def __len__(self) -> int:
     return len(self._paths)
@@ -101,6 +107,11 @@ class FolderRecords:
     return str(self._root / self._paths[index])
 
 
+def nfc(name: str) -> str:
+  """The name in the Unicode form in which names are compared."""
+  return unicodedata.normalize("NFC", name)
+
+
 def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
   """Class name to the sorted paths of its images, relative to the root; empty classes left out."""
   folder = root / split
@@ -119,6 +130,13 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
       classes[entry.name] = [path[start:] for path in paths]
     else:
       empty.append(entry.name)
+  spelled: dict[str, str] = {}
+  for name in classes:
+    if spelled.setdefault(nfc(name), name) != name:
+      raise UserError(
+        f"{folder} has two folders {name!r} whose names differ only in their Unicode form: "
+        f"{spelled[nfc(name)]!a} and {name!a}; move the images of one into the other"
+      )
   if empty:
     logger.warning("%s: no image in %s; left out", folder, _shorten(empty))
   if not classes:
@@ -154,7 +172,7 @@ def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
 
 
 def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, float]]:
-  """Path -> y_min, x_min, y_max, x_max; {} where there is no such file."""
+  """Path in NFC -> y_min, x_min, y_max, x_max; {} where there is no such file."""
   if not path.exists():
     return {}
   try:
@@ -162,14 +180,16 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"{path} cannot be read: {error}; expected a text file in UTF-8 with the header "
-      f"{','.join(_HEADER)!r}"
+      f"{','.join(BOXES_HEADER)!r}"
     ) from error
   boxes: dict[str, tuple[float, float, float, float]] = {}
   first_line: dict[str, int] = {}
   rows = csv.reader(io.StringIO(text, newline=""))
   header = [name.strip() for name in next(rows, [])]
-  if header != _HEADER:
-    raise UserError(f"{path} has the header {','.join(header)!r}, expected {','.join(_HEADER)!r}")
+  if header != BOXES_HEADER:
+    raise UserError(
+      f"{path} has the header {','.join(header)!r}, expected {','.join(BOXES_HEADER)!r}"
+    )
   for row in filter(None, rows):
     where = f"{path}, line {rows.line_num}"
     try:
@@ -182,7 +202,7 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
         f"{where}: {','.join(row)!r} is no box; expected a path and four numbers with "
         "x_min < x_max and y_min < y_max, in pixels"
       )
-    name = os.path.normpath(name.strip())
+    name = nfc(os.path.normpath(name.strip()))
     box = (y_min, x_min, y_max, x_max)
     if boxes.setdefault(name, box) != box:
       raise UserError(
@@ -193,12 +213,33 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
   return boxes
 
 
-def _warn_of_boxes_without_image(
-  root: pathlib.Path, with_box: Mapping, images: set[str], folder: str
-) -> None:
-  lost = [path for path in with_box if path.split(os.sep)[0] == folder and path not in images]
+def _check_boxed_paths(root: pathlib.Path, boxed: list[str], images: set[str], split: str) -> None:
+  """Warns of paths in boxes.csv that are no image's; those outside `val` are train's to say.
+
+  Args:
+    root: DIR.
+    boxed: the paths in boxes.csv, in NFC.
+    images: paths of the images, in NFC, in `train`, and in `val` where that is the split.
+    split: name of its folder.
+
+  Raises:
+    UserError: there is an image for none of them.
+  """
+  in_val = [path.split(os.sep)[0] == "val" for path in boxed]
+  lost = [
+    path
+    for path, inside in zip(boxed, in_val, strict=True)
+    if inside == (split == "val") and path not in images
+  ]
+  val_is_unlisted = split == "train" and any(in_val)
+  if not val_is_unlisted and images.isdisjoint(boxed):
+    raise UserError(
+      f"{root / BOXES_FILE}: none of its {len(boxed)} path(s) is an image: the first is "
+      f"'{printable(boxed[0])}', and there is '{printable(min(images))}'. Write paths relative to "
+      f"{root}, with {os.sep!r} between folders"
+    )
   if lost:
-    logger.warning("%s: no image for %s", root / _BOXES, _shorten(lost))
+    logger.warning("%s: no image for %s", root / BOXES_FILE, _shorten(lost))
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

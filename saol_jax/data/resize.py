@@ -6,22 +6,26 @@
 The shorter side becomes `--short_side` pixels (Pillow's bicubic filter, antialiased), saved as
 JPEG; what is smaller already, or cannot be decoded, is copied as it is. The copy is a TFDS data set
 in ArrayRecord with the same splits, order, labels, boxes and file names, so that it trains like the
-original, but for the resampling. A run that is stopped goes on with the shard that it was at.
+original, but for the resampling. A run that is stopped goes on with the shard that it was at; a
+copy of images that have changed since is refused.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import logging
+import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from saol_jax import console
+from saol_jax.data.prepared import open_prepared
 from saol_jax.data.records import Records, parse_row
 from saol_jax.errors import UserError
 from saol_jax.image_files import orientation, read_image
@@ -51,7 +55,7 @@ def resize(
 
   Raises:
     UserError: a number is out of range, the data set is not there or lives in memory, or `output`
-      holds a copy of other images, or with other numbers.
+      holds a copy of other images, of what these were before, or with other numbers.
   """
   from saol_jax.data import open_records
 
@@ -70,6 +74,7 @@ def resize(
     "quality": quality,
     "class_names": list(records["train"].class_names),
     "sizes": {split: len(each) for split, each in records.items()},
+    "digest": _digest(name, data_dir, records),
   }
   _check_plan(folder / "plan.json", plan)
   features = _features(plan["class_names"], records["train"].has_boxes)
@@ -197,16 +202,49 @@ def _features(class_names: list[str], has_boxes: bool) -> Any:
   return features.FeaturesDict(fields)
 
 
+def _digest(name: str, data_dir: str | None, records: Mapping[str, Records]) -> str:
+  """Of the files that the copy is made from, and what is known of them; reads none of them.
+
+  Times count in whole seconds, which every way of moving files that keeps times keeps.
+  """
+  digest = hashlib.sha256()
+  if name == "folder":
+    for each in records.values():
+      digest.update(each.labels.tobytes() + each.boxes.tobytes())
+      for index in range(len(each)):
+        try:
+          stat = os.stat(each.name(index))
+          state = f"{stat.st_size} {int(stat.st_mtime)}"
+        except OSError:  # copied as a broken image
+          state = "unreadable"
+        digest.update(os.fsencode(each.key(index)) + f"\0{state}\n".encode())
+  else:
+    folder = open_prepared(name, data_dir).data_path
+    for path in sorted(folder.glob("*.array_record*")):
+      stat = path.stat()
+      digest.update(f"{path.name}\0{stat.length} {int(stat.mtime)}\n".encode())
+  return digest.hexdigest()
+
+
 def _check_plan(path: pathlib.Path, plan: dict) -> None:
   """Raises UserError where another copy was begun in the folder."""
   if path.exists():
     before = json.loads(path.read_text())
-    changed = [key for key in plan if before.get(key) != plan[key]]
-    if changed:
+    mend = "choose another --output, or delete that folder"
+    if "digest" not in before:
       raise UserError(
-        f"{path.parent} holds a copy with another {' and '.join(changed)}; choose another "
-        "--output, or delete that folder"
+        f"{path.parent} holds a copy by an earlier version, which did not note the state of the "
+        f"images, so that it may be outdated; {mend}"
       )
+    changed = [key for key in plan if before.get(key) != plan[key]]
+    if changed == ["digest"]:
+      raise UserError(
+        f"{path.parent} holds an outdated copy: files of {plan['source']!r}, or their labels or "
+        f"boxes, are others than when it was begun; {mend}"
+      )
+    if changed:
+      changed = [key for key in changed if key != "digest"]
+      raise UserError(f"{path.parent} holds a copy with another {' and '.join(changed)}; {mend}")
   path.write_text(json.dumps(plan) + "\n")
 
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import types
 
 import numpy as np
@@ -257,6 +258,65 @@ def test_boxes_beyond_the_border_are_cut_off_and_said_once(tmp_path, caplog):
   assert source.boxed.tolist() == [0, 1, 3]
   assert "no image for train/a/gone.jpg" in caplog.text
   assert caplog.text.count("are cut off at the border") == 1
+
+
+def _boxes(*paths):
+  return "".join(f"{line}\n" for line in ("path,x_min,y_min,x_max,y_max", *paths)).encode()
+
+
+@pytest.mark.parametrize("path", ["{}/train/a/1.jpg", r"train\a\1.jpg", "a/1.jpg", "train/b/1.jpg"])
+def test_boxes_of_which_none_is_of_an_image_are_refused(tmp_path, path):
+  path = path.format(tmp_path)
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  write(tmp_path, files | {"boxes.csv": _boxes(f"{path},1,2,30,40", "b/1.jpg,1,2,30,40")})
+  message = f"none of its 2 path(s) is an image: the first is '{path}', and there is 'train/a/1.j"
+  with pytest.raises(UserError, match=re.escape(message)):
+    load(tmp_path)
+
+
+def test_boxes_may_be_of_one_split_alone(tmp_path):
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  write(tmp_path, files | {"boxes.csv": _boxes("val/a/1.jpg,1,2,30,40")})
+  assert [len(load(tmp_path, split).boxed) for split in ("train", "test")] == [0, 1]
+  write(tmp_path, {"boxes.csv": _boxes("val/a/2.jpg,1,2,30,40")})
+  with pytest.raises(UserError, match=r"the first is 'val/a/2\.jpg', and there is 'train/a/1"):
+    load(tmp_path, "test")
+
+
+def test_boxes_of_neither_split_are_named_once(tmp_path, caplog):
+  files = dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), JPEG_BYTES)
+  lines = ("train/a/1.jpg,1,2,30,40", "training/a/1.jpg,1,2,30,40", "val/a/2.jpg,1,2,30,40")
+  write(tmp_path, files | {"boxes.csv": _boxes(*lines)})
+  for split, lost in (("train", "training/a/1.jpg"), ("test", "val/a/2.jpg")):
+    caplog.clear()
+    load(tmp_path, split)
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+      f"no image for {lost}"
+    ]
+
+
+NFC, NFD = "\u00c4pfel", "A\u0308pfel"  # as a ZIP file and as macOS may spell Äpfel
+
+
+def test_the_unicode_form_of_a_name_does_not_matter(tmp_path, caplog):
+  files = dict.fromkeys((f"train/{NFD}/\u00fc.jpg", "train/Zoo/1.jpg"), JPEG_BYTES)
+  files |= dict.fromkeys((f"val/{NFC}/u\u0308.jpg", f"val/{NFC}/v.jpg"), JPEG_BYTES)
+  lines = (f"train/{NFC}/u\u0308.jpg,1,2,30,40", f"val/{NFD}/\u00fc.jpg,0,0,90,60")
+  write(tmp_path, files | {"boxes.csv": _boxes(*lines)})
+  train, val = (load(tmp_path, split) for split in ("train", "test"))
+  assert train.info.class_names == val.info.class_names == ("Zoo", NFD)  # in the order of NFC
+  assert train[np.arange(2)]["label"].tolist() == [0, 1]
+  batch = val[np.arange(2)]  # opened by their own names
+  assert batch["label"].tolist() == [1, 1]
+  assert batch["box"].tolist() == [[0, 0, 32, 32], [0, 0, 0, 0]]
+  assert train.boxed.tolist() == [1]
+  assert "no image for" not in caplog.text
+
+
+def test_two_spellings_of_a_class_are_refused(tmp_path):
+  write(tmp_path, {f"train/{name}/1.jpg": JPEG_BYTES for name in (NFC, NFD)})
+  with pytest.raises(UserError, match=r"Unicode form: 'A\\u0308pfel' and '\\xc4pfel'; move"):
+    load(tmp_path)
 
 
 def test_the_real_folder_is_whole(data_dir):

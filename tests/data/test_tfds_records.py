@@ -1,6 +1,9 @@
 """TFDS data sets whose features are called otherwise, and copies with smaller images."""
 
 import json
+import os
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -165,6 +168,63 @@ def test_a_copy_of_a_folder_keeps_labels_boxes_and_names(tmp_path):
   assert stored[2] == b""
   large = load(tmp_path / "out", name, "test")[np.array([0])]
   assert large["box"][0].tolist() == [5, 10, 24, 22]  # beyond the border: cut off
+
+
+def _move(folder):
+  (folder / "train" / "a" / "2.jpg").rename(folder / "train" / "b" / "2.jpg")
+  (folder / "train" / "b" / "1.jpg").rename(folder / "train" / "a" / "1.jpg")
+
+
+def _replace(folder):
+  (folder / "val" / "a" / "1.jpg").write_bytes(encode(boxed(HEIGHT, WIDTH, SMALL), "JPEG") + b"0")
+
+
+def _touch(folder):
+  os.utime(folder / "train" / "a" / "2.jpg", (0, 0))
+
+
+def _mark(folder):
+  (folder / "boxes.csv").write_text("path,x_min,y_min,x_max,y_max\nval/a/1.jpg,1,1,9,8\n")
+
+
+@pytest.mark.parametrize("change", [_move, _replace, _touch, _mark])
+def test_an_outdated_copy_is_refused(tmp_path, change):
+  photo = encode(boxed(HEIGHT, WIDTH, LARGE), "JPEG")
+  files = ("train/a/2.jpg", "train/b/1.jpg", "val/a/1.jpg")
+  folder = write(tmp_path / "folder", dict.fromkeys(files, photo))
+  if change is _mark:  # no box becomes another
+    (folder / "boxes.csv").write_text("path,x_min,y_min,x_max,y_max\nval/a/1.jpg,1,1,9,9\n")
+  again = partial(resize, "folder", str(folder), str(tmp_path / "out"), short_side=30)
+  name = again()
+  assert again() == name
+  change(folder)
+  with pytest.raises(UserError, match=r"/1\.0\.0 holds an outdated copy: files of 'folder'"):
+    again()
+
+
+def test_a_copy_of_a_changed_tfds_data_set_is_refused(tmp_path, root):
+  shutil.copytree(root, tmp_path / "in")
+  again = partial(resize, "dogs", str(tmp_path / "in"), str(tmp_path / "out"), short_side=30)
+  again()
+  (shard,) = (tmp_path / "in").glob("dogs/*/*-train.array_record*")
+  os.utime(shard, (0, 0))
+  with pytest.raises(UserError, match="holds an outdated copy: files of 'dogs'"):
+    again()
+
+
+def test_a_copy_of_an_unknown_state_or_of_another_size_is_refused(tmp_path):
+  photo = encode(boxed(HEIGHT, WIDTH, LARGE), "JPEG")
+  folder = write(tmp_path / "folder", dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), photo))
+  again = partial(resize, "folder", str(folder), str(tmp_path / "out"), short_side=30)
+  plan = tmp_path / "out" / again() / "1.0.0" / "plan.json"
+  write(folder, {"train/a/2.jpg": photo})
+  with pytest.raises(UserError, match=r"a copy with another sizes; choose another --output"):
+    again()
+  facts = json.loads(plan.read_text())
+  del facts["digest"]
+  plan.write_text(json.dumps(facts))
+  with pytest.raises(UserError, match=r"by an earlier version, .* may be outdated; choose another"):
+    again()
 
 
 def test_what_cannot_be_copied_is_refused(tmp_path):
