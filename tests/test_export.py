@@ -177,6 +177,27 @@ def test_a_folder_of_something_else_is_refused(run, tmp_path):
   assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(
+  "name", ["predictions/report.html", "notes.txt", "saved_model/assets.extra/requests"]
+)
+def test_an_export_with_more_in_it_is_refused(exported, run, tmp_path, name):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  (folder / name).parent.mkdir(exist_ok=True)
+  (folder / name).write_text("years of work")
+  with pytest.raises(UserError, match=f"would lose it: {name.rpartition('/')[0] or name}.*Move"):
+    export_command(run.folder, folder)
+  assert (folder / name).read_text() == "years of work"
+
+
+def test_an_earlier_export_is_replaced_where_a_link_points(exported, run, tmp_path, monkeypatch):
+  monkeypatch.setattr("saol_jax.export._write", lambda *arguments: None)
+  folder = shutil.copytree(exported, tmp_path / "export")
+  (tmp_path / "link").symlink_to(folder)
+  assert export_command(run.folder, tmp_path / "link") == tmp_path / "link"
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+  assert not list(folder.iterdir())
+
+
 def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
   before = (exported / "model.json").read_bytes()
   monkeypatch.setattr("saol_jax.export.make_programs", lambda trained: 1 / 0)
