@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -475,6 +476,41 @@ def test_a_second_call_replaces_the_first(run, folder, tmp_path, images):
     assert len((output / "predictions.jsonl").read_text().splitlines()) == 15
   finally:
     shutil.rmtree(output)
+
+
+def _contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_call_that_fails_leaves_the_results_of_the_one_before(run, folder, tmp_path, monkeypatch):
+  predict_command(run.folder, folder, output=tmp_path, top_k=3, batch_size=8)
+  before = _contents(tmp_path)
+  assert len(before) == 15 + 3
+  with pytest.raises(UserError, match="none of the 1 files"):
+    predict_command(run.folder, folder / "empty.jpg", output=tmp_path, batch_size=8)
+  assert _contents(tmp_path) == before
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("saol_jax.predict.Gallery.add", full)
+  with pytest.raises(UserError, match=r"cannot be written: No space.*free space"):
+    predict_command(run.folder, folder / "photo.jpg", output=tmp_path, batch_size=8)
+  assert _contents(tmp_path) == before
+
+
+def test_pictures_that_are_not_ours_stay(run, folder, tmp_path):
+  mine = ["overlays/000000_photo.jpg", "overlays/000123_mine.jpg", "kept.jpg"]
+  _tree(tmp_path, mine)
+  hostile = {"overlay": "overlays/../kept.jpg"}
+  (tmp_path / "predictions.jsonl").write_text(json.dumps(hostile) + "\n")
+  for _ in range(2):
+    predict_command(run.folder, folder / "photo.jpg", output=tmp_path, batch_size=8)
+    record = json.loads((tmp_path / "predictions.jsonl").read_text())
+    assert record["overlay"] == "overlays/000000_photo_.jpg"
+    assert (tmp_path / record["overlay"]).stat().st_size
+    assert not any((tmp_path / name).stat().st_size for name in mine)
+    assert len(_contents(tmp_path / "overlays")) == 3
 
 
 def test_the_user_is_told(run, folder, tmp_path, caplog, monkeypatch):
