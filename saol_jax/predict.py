@@ -73,7 +73,7 @@ def predict_command(
   """
   workdir = pathlib.Path(workdir)
   output = workdir / "predictions" if output is None else pathlib.Path(output)
-  files = find_images(images, leave_out=output)
+  files = find_images(images, leave_out=output / "overlays")
   predictor = load(workdir, top_k=top_k, batch_size=batch_size)
   logger.info(
     "%d files; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",

@@ -478,6 +478,15 @@ def test_a_second_call_replaces_the_first(run, folder, tmp_path, images):
     shutil.rmtree(output)
 
 
+def test_images_may_lie_below_the_output(run, folder, tmp_path):
+  images = tmp_path / "photos"
+  images.mkdir()
+  shutil.copy(folder / "photo.jpg", images)
+  for _ in range(2):  # the second time the first one's pictures are there
+    assert predict_command(run.folder, tmp_path, output=tmp_path, batch_size=8) == 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1
+
+
 def _contents(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
