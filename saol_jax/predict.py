@@ -34,6 +34,7 @@ SOME_SKIPPED = 4  # exit code: all is written, but some of the files were no ima
 _VIEW_SIDE = 512  # longest side of the picture that is kept of an image
 _SHOWN_MAPS = ("attention", "class")
 _LEAST_PANEL = 128  # longest side of a panel of an overlay picture
+_LEAST_SHORT_SIDE = 32  # a hair-thin image is shown thicker than it is
 _GAP = 4
 _BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
 _SECONDS_BETWEEN_LINES = 10.0
@@ -337,7 +338,8 @@ def _heat(image: np.ndarray, score_map: np.ndarray, window: np.ndarray) -> np.nd
 def _overlay_strip(view: Image.Image, prediction: Prediction) -> Image.Image:
   """The image with the box of its first class, its attention and its class map, side by side."""
   scale = max(1, -(-_LEAST_PANEL // max(view.size)))
-  view = view.resize((view.width * scale, view.height * scale), Image.Resampling.NEAREST)
+  size = tuple(max(side * scale, _LEAST_SHORT_SIDE) for side in view.size)
+  view = view.resize(size, Image.Resampling.NEAREST)
   pixels = np.asarray(view)
   to_view = np.tile(np.array([view.height, view.width]) / np.array(prediction.size), 2)
   window = np.array(prediction.window or (0, 0, *prediction.size)) * to_view

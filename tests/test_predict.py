@@ -206,6 +206,13 @@ def test_maps_and_boxes_lie_in_the_part_that_was_seen(cropping, monkeypatch):
   assert (panel[24:32, 82:94] > 85).any(-1).all()
 
 
+@pytest.mark.parametrize("size", [(512, 1), (1, 512)])
+def test_a_thin_image_can_be_seen(predictor, size):
+  (prediction,) = predictor(np.zeros((6 * size[1], 6 * size[0], 3), np.uint8))
+  strip = _overlay_strip(Image.new("RGB", size, "white"), prediction)
+  assert strip.size == (3 * max(size[0], 32) + 8, max(size[1], 32))
+
+
 def test_preparation_averages_where_an_image_shrinks(predictor, images):
   size = predictor.card.image_size
   np.testing.assert_array_equal(predictor.prepare(Image.fromarray(images[0])), images[0])
