@@ -277,6 +277,11 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, images):
   assert (tmp_path / "checkpoints" / "5").exists()  # looking changes nothing
 
 
+def test_looking_warns_of_nothing(run, caplog):
+  load(run.folder)
+  assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 def _without(name):
   return lambda folder: (folder / name).unlink()
 
