@@ -177,5 +177,6 @@ def _crop(data: ml_collections.ConfigDict) -> str:
 
 def _plain(value: object) -> str:
   """Text that Markdown and HTML leave alone, whatever a data set calls its classes."""
-  text = html.escape(" ".join(str(value).split()))
+  # Quotes matter in attributes only; as entities they would have a # that is escaped below.
+  text = html.escape(" ".join(str(value).split()), quote=False)
   return "".join(f"\\{c}" if c in r"\`*_{}[]()#!|~" else c for c in text)

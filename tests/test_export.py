@@ -143,6 +143,10 @@ def test_card_leaves_hostile_names_as_text():
   )
 
 
+def test_card_shows_quotes_as_they_are():
+  assert _plain("bird's \"nest\" & co") == "bird's \"nest\" &amp; co"
+
+
 def test_damage_is_named(exported, tmp_path):
   folder = shutil.copytree(exported, tmp_path / "export")
   facts = json.loads((folder / "model.json").read_text())
