@@ -310,6 +310,11 @@ def test_what_is_missing_is_named(run, tmp_path, harm, message):
     load(folder)
 
 
+def test_a_file_is_no_run(run):
+  with pytest.raises(UserError, match=r"model.json is a file; expected a folder"):
+    load(run.folder / "model.json")
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [({"top_k": 0}, "top_k=0"), ({"batch_size": 0}, "batch_size=0"), ({"dtype": "int8"}, "int8")],
