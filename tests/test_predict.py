@@ -20,11 +20,18 @@ from saol_jax.data import Geometry
 from saol_jax.data.decode import Decoder
 from saol_jax.data.folder import FolderRecords
 from saol_jax.errors import UserError
-from saol_jax.image_files import UnreadableImage, find_images, printable, read_image
+from saol_jax.image_files import (
+  UnreadableImage,
+  find_images,
+  orientation,
+  printable,
+  read_image,
+)
 from saol_jax.localization import largest_box, normalise, resize_maps
 from saol_jax.model_card import read_model_json
 from saol_jax.predict import SOME_SKIPPED, _overlay_strip, predict_command
 from saol_jax.predictor import Predictor, load
+from tests.data.pictures import encode
 from tests.support import write_run
 
 # The digits' mean and standard deviation, as the data set says: values are checked against it.
@@ -358,6 +365,43 @@ def test_files_are_read_as_a_person_sees_them(tmp_path, photo):
 def test_what_is_no_image_is_named(predictor, photo, image, message):
   with pytest.raises(UnreadableImage, match=message):
     predictor([photo, image])
+
+
+def _turned(kind):
+  """A file of 400 x 400 pixels of noise, larger than 65,536 bytes, that says "turn me" (6)."""
+  noise = np.random.default_rng(0).integers(0, 256, (400, 400, 1), dtype=np.uint8).repeat(3, 2)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  options = {"exif": exif}
+  if kind == "XMP":
+    options = {"xmp": b'<rdf:Description tiff:Orientation="6"/>'}
+  elif kind == "after ICC":
+    options["icc_profile"] = bytes(200_000)
+  elif kind == "none":
+    options = {"icc_profile": bytes(200_000)}
+  encoded = encode(
+    Image.fromarray(noise), kind if kind in ("WEBP", "PNG") else "JPEG", quality=95, **options
+  )
+  if kind == "PNG":  # the chunk of its EXIF data after the pixels, before the last chunk
+    start = encoded.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(encoded[start : start + 4], "big")
+    encoded = encoded[:start] + encoded[end:-12] + encoded[start:end] + encoded[-12:]
+  return noise, encoded
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "JPEG", "XMP", "after ICC", "none"])
+def test_training_turns_what_prediction_turns(kind):
+  noise, encoded = _turned(kind)
+  assert len(encoded) > 65536
+  assert orientation(encoded) == (1 if kind == "none" else 6)
+  expected = noise if kind == "none" else np.rot90(noise, -1)
+  found = np.asarray(read_image(encoded))
+  assert np.abs(found.astype(int) - expected).mean() < 10  # unrelated noise: 85
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 21, 200])
+def test_a_cut_off_file_is_not_turned(count):
+  assert orientation(_turned("XMP")[1][:count]) == 1
 
 
 def _tree(root, names):
