@@ -3,8 +3,10 @@
 import dataclasses
 import glob
 import io
+import math
 import os
 import pathlib
+import threading
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -12,6 +14,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from saol_jax.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 2**29  # of an image: TensorFlow, which decodes in training, refuses more
+_pillow_limit = threading.Lock()
 # In what is no JPEG file, at any place: EXIF of PNG and WebP, of PNG as text, and XMP of both.
 _TURN_MARKS = (b"eXIf", b"EXIF", b"Raw profile type exif", b"com.adobe.xmp", b"tiff:Orientation")
 
@@ -89,7 +93,7 @@ def read_image(
   """An image as RGB.
 
   An animation gives its first frame, transparency is dropped, grey and palettes become RGB, 16 bits
-  become 8.
+  become 8. A file may have `MOST_PIXELS`.
 
   Args:
     source: a path, an encoded file, an array (H, W, 3) uint8 or a PIL image.
@@ -108,7 +112,7 @@ def read_image(
   if isinstance(source, Image.Image):
     return _rgb(source)
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
       return _rgb(ImageOps.exif_transpose(image) if upright else image)
   except Exception as error:  # a broken file can end in any exception of its decoder
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -126,11 +130,29 @@ def orientation(encoded: bytes) -> int:
   if not _may_be_turned(encoded):
     return 1
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _open(io.BytesIO(encoded)) as image:
       value = image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # whoever decodes the image will say what is wrong with it
     return 1
   return value if value in range(1, 9) else 1
+
+
+def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+  """`Image.open` up to `MOST_PIXELS`, of which Pillow's limit is a third: what trains is read."""
+  try:
+    return Image.open(file)
+  except Image.DecompressionBombError:
+    with _pillow_limit:
+      before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2
+      try:
+        return Image.open(file)  # which refuses more than twice that number
+      except Image.DecompressionBombError as error:
+        side = math.isqrt(MOST_PIXELS)
+        raise UnreadableImage(
+          f"it has more than {MOST_PIXELS:,} pixels; shrink it, to {side:,} x {side:,} or less"
+        ) from error
+      finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _may_be_turned(encoded: bytes) -> bool:

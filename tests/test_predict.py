@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import export_card
+from saol_jax import export_card, image_files
 from saol_jax import predictor as predictor_module
 from saol_jax.data import Geometry
 from saol_jax.data.decode import Decoder
@@ -397,6 +397,21 @@ def test_training_turns_what_prediction_turns(kind):
   expected = noise if kind == "none" else np.rot90(noise, -1)
   found = np.asarray(read_image(encoded))
   assert np.abs(found.astype(int) - expected).mean() < 10  # unrelated noise: 85
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_large_images_are_read_up_to_the_limit_of_training(tmp_path, monkeypatch, kind):
+  """400 x 400 pixels stand for the 200 million of a telephone. Pillow refuses twice its number."""
+  (tmp_path / "large").write_bytes(_turned(kind)[1])
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 400 // 3)
+  monkeypatch.setattr(image_files, "MOST_PIXELS", 400 * 400)
+  assert read_image(tmp_path / "large").size == (400, 400)
+  assert orientation((tmp_path / "large").read_bytes()) == 6
+  monkeypatch.setattr(image_files, "MOST_PIXELS", 400 * 400 - 2)
+  with pytest.raises(UnreadableImage, match=r"large cannot.*159,998 pixels; shrink it, to 399 x"):
+    read_image(tmp_path / "large")
+  assert Image.MAX_IMAGE_PIXELS == 400 * 400 // 3
 
 
 @pytest.mark.parametrize("count", [0, 3, 4, 21, 200])
