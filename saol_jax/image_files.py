@@ -1,5 +1,6 @@
 """Image files that a person points at: which they are, and their pixels."""
 
+import contextlib
 import dataclasses
 import glob
 import io
@@ -97,7 +98,7 @@ def read_image(
 
   Args:
     source: a path, an encoded file, an array (H, W, 3) uint8 or a PIL image.
-    upright: turn a file as its EXIF or XMP data says.
+    upright: turn a file or a PIL image as its EXIF or XMP data says.
 
   Raises:
     UnreadableImage: names the file or the shape, and the reason.
@@ -109,17 +110,23 @@ def read_image(
         "(H, W, 3) uint8"
       )
     return Image.fromarray(source)
-  if isinstance(source, Image.Image):
-    return _rgb(source)
+  is_open = isinstance(source, Image.Image)  # perhaps no more than its header has been read
   try:
-    with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with contextlib.nullcontext(source) if is_open else _open(source) as image:
       return _rgb(ImageOps.exif_transpose(image) if upright else image)
   except Exception as error:  # a broken file can end in any exception of its decoder
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
       reason = "not a picture of a kind that Pillow knows"
-    name = "it" if isinstance(source, bytes) else printable(source)
-    raise UnreadableImage(f"{name} cannot be read as an image: {reason}") from error
+    raise UnreadableImage(f"{_name(source)} cannot be read as an image: {reason}") from error
+
+
+def _name(source: str | os.PathLike | bytes | Image.Image) -> str:
+  if isinstance(source, bytes):
+    return f"a file of {len(source)} bytes"
+  if isinstance(source, Image.Image):
+    source = getattr(source, "filename", "") or f"a PIL image of {source.width} x {source.height}"
+  return printable(source)
 
 
 def orientation(encoded: bytes) -> int:
@@ -130,15 +137,16 @@ def orientation(encoded: bytes) -> int:
   if not _may_be_turned(encoded):
     return 1
   try:
-    with _open(io.BytesIO(encoded)) as image:
+    with _open(encoded) as image:
       value = image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # whoever decodes the image will say what is wrong with it
     return 1
   return value if value in range(1, 9) else 1
 
 
-def _open(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+def _open(source: str | os.PathLike | bytes) -> Image.Image:
   """`Image.open` up to `MOST_PIXELS`, of which Pillow's limit is a third: what trains is read."""
+  file = io.BytesIO(source) if isinstance(source, bytes) else source
   try:
     return Image.open(file)
   except Image.DecompressionBombError:

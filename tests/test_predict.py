@@ -399,6 +399,23 @@ def test_training_turns_what_prediction_turns(kind):
   assert np.abs(found.astype(int) - expected).mean() < 10  # unrelated noise: 85
 
 
+def test_an_opened_image_is_read_as_its_file_is(tmp_path):
+  encoded = _turned("JPEG")[1]
+  opened = Image.open(io.BytesIO(encoded))
+  np.testing.assert_array_equal(np.asarray(read_image(opened)), np.asarray(read_image(encoded)))
+  assert opened.size == (400, 400)  # the caller's is left alone
+  assert opened.getexif()[0x0112] == 6
+  cut = Image.open(io.BytesIO(encoded[:5000]))
+  with pytest.raises(UnreadableImage, match=r"PIL image of 400 x 400 cannot be read.*truncated"):
+    read_image(cut)
+  (tmp_path / "cut.jpg").write_bytes(encoded[:5000])
+  with (
+    Image.open(tmp_path / "cut.jpg") as cut,
+    pytest.raises(UnreadableImage, match=r"cut.jpg cannot be read as an image.*truncated"),
+  ):
+    read_image(cut)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_large_images_are_read_up_to_the_limit_of_training(tmp_path, monkeypatch, kind):
