@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import threading
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -89,7 +90,7 @@ def _walk(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_image(
-  source: str | os.PathLike | bytes | np.ndarray | Image.Image, *, upright: bool = True
+  source: str | os.PathLike | bytes | Image.Image | np.ndarray, *, upright: bool = True
 ) -> Image.Image:
   """An image as RGB.
 
@@ -97,19 +98,15 @@ def read_image(
   become 8. A file may have `MOST_PIXELS`.
 
   Args:
-    source: a path, an encoded file, an array (H, W, 3) uint8 or a PIL image.
+    source: a path, the bytes of a file, a PIL image, or an array (H, W, 3) uint8 of NumPy, of JAX,
+      or of anything else that has `__array__`.
     upright: turn a file or a PIL image as its EXIF or XMP data says.
 
   Raises:
     UnreadableImage: names the file or the shape, and the reason.
   """
-  if isinstance(source, np.ndarray):
-    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-      raise UnreadableImage(
-        f"an array of shape {source.shape} and dtype {source.dtype} is no image: expected "
-        "(H, W, 3) uint8"
-      )
-    return Image.fromarray(source)
+  if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+    return _from_array(source)
   is_open = isinstance(source, Image.Image)  # perhaps no more than its header has been read
   try:
     with contextlib.nullcontext(source) if is_open else _open(source) as image:
@@ -119,6 +116,26 @@ def read_image(
     if isinstance(error, UnidentifiedImageError):
       reason = "not a picture of a kind that Pillow knows"
     raise UnreadableImage(f"{_name(source)} cannot be read as an image: {reason}") from error
+
+
+def _from_array(source: Any) -> Image.Image:
+  if not hasattr(source, "__array__"):
+    raise UnreadableImage(
+      f"an object of type {type(source).__name__} is no image: expected a path, an array (H, W, 3) "
+      "uint8, a PIL image, or a list of such"
+    )
+  array = np.asarray(source)
+  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+    return Image.fromarray(array)
+  mend = ""
+  if array.dtype != np.uint8:
+    mend += "; x in [0, 1] is converted by (x * 255).round().astype(np.uint8)"
+  if array.ndim == 2:
+    mend += "; grey x gets its channels by np.stack([x] * 3, -1)"
+  raise UnreadableImage(
+    f"an array of shape {array.shape} and dtype {array.dtype} is no image: expected (H, W, 3) uint8"
+    f"{mend}"
+  )
 
 
 def _name(source: str | os.PathLike | bytes | Image.Image) -> str:
@@ -183,7 +200,7 @@ def _rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def printable(text: str | os.PathLike) -> str:
+def printable(text: str | bytes | os.PathLike) -> str:
   """Text for a terminal: what could move its cursor or cannot be encoded is spelled out."""
-  text = os.fspath(text)
+  text = os.fsdecode(text)
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -100,7 +100,17 @@ def test_one_image_is_a_list_of_one(predictor, images, tmp_path):
   path = tmp_path / "a.png"
   Image.fromarray(images[0]).save(path)
   expected = predictor(images)[0].probabilities
-  for single in (images[0], path, str(path), Image.fromarray(images[0]), [images[0]], (path,)):
+  opened, paths = Image.fromarray(images[0]), np.array([str(path)])
+  for single in (
+    images[0],
+    path,
+    str(path),
+    path.read_bytes(),
+    opened,
+    [images[0]],
+    (path,),
+    paths,
+  ):
     (prediction,) = predictor(single)
     np.testing.assert_array_equal(prediction.probabilities, expected)
 
@@ -355,8 +365,14 @@ def test_files_are_read_as_a_person_sees_them(tmp_path, photo):
 @pytest.mark.parametrize(
   ("image", "message"),
   [
-    (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\).*float32.*expected.*uint8"),
-    (np.zeros((4, 4), np.uint8), r"\(4, 4\)"),
+    (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\).*float32.*expected.*uint8; x in \[0, 1\].*255"),
+    (np.zeros((4, 4), np.uint8), r"\(4, 4\).*expected.*uint8; grey x.*np.stack"),
+    (jnp.zeros((4, 4, 3)), r"\(4, 4, 3\).*float32"),
+    (b"xx", "a file of 2 bytes cannot be read.*not a picture"),
+    (None, "an object of type NoneType is no image: expected a path"),
+    (5, "type int"),
+    ([5], "type list"),
+    ((i for i in ()), "type generator"),
     (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
     ("/nowhere/x.png", "/nowhere/x.png cannot be read.*No such file"),
     (Image.new("F", (3, 3)), "mode F"),
@@ -365,6 +381,17 @@ def test_files_are_read_as_a_person_sees_them(tmp_path, photo):
 def test_what_is_no_image_is_named(predictor, photo, image, message):
   with pytest.raises(UnreadableImage, match=message):
     predictor([photo, image])
+  with pytest.raises(UnreadableImage, match=message.replace("type list", "type int")):
+    predictor(image)
+
+
+def test_arrays_of_other_libraries_are_images(predictor, images):
+  expected = np.stack([prediction.probabilities for prediction in predictor(images)])
+  for given in (jnp.asarray(images), list(jnp.asarray(images))):
+    found = np.stack([prediction.probabilities for prediction in predictor(given)])
+    np.testing.assert_array_equal(found, expected)
+  (found,) = predictor(jnp.asarray(images[0]))
+  np.testing.assert_array_equal(found.probabilities, expected[0])
 
 
 def _turned(kind):
