@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous, atomic, verified; the latest 2 and the best 1 are kept."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -9,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,18 +64,19 @@ class Checkpoints:
     self._scores = scores
     self._read_only = read_only
     policies = [preservation_policy.LatestN(2), _KeepBest(scores)]
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        async_options=ocp.AsyncOptions(
-          barrier_sync_fn=_meet, post_finalization_callback=before_commit
+    with _without_read_only_warning():
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+          async_options=ocp.AsyncOptions(
+            barrier_sync_fn=_meet, post_finalization_callback=before_commit
+          ),
+          read_only=read_only,
+          create=not read_only,  # Orbax changes these two itself, with a warning each
+          save_interval_steps=0 if read_only else 1,
         ),
-        read_only=read_only,
-        create=not read_only,  # Orbax changes these two itself, with a warning each
-        save_interval_steps=0 if read_only else 1,
-      ),
-    )
+      )
     self._last_good = self.latest
 
   @property
@@ -304,6 +306,21 @@ class Checkpoints:
       f"A checkpoint could not be saved under {self._directory}: {_first_line(error)}; {kept}. "
       "Free some space or mend the folder, then run the same command again to go on from there."
     )
+
+
+@contextlib.contextmanager
+def _without_read_only_warning() -> Iterator[None]:
+  """Leaves out one line: Orbax warns that a folder is read-only where it was told to leave it."""
+
+  def differs(record: logging.LogRecord) -> bool:
+    return record.msg != "Given directory is read only=%s"
+
+  absl_logger = logging.getLogger("absl")
+  absl_logger.addFilter(differs)
+  try:
+    yield
+  finally:
+    absl_logger.removeFilter(differs)
 
 
 def _meet(*, key: str, timeout_ms: int) -> None:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -21,6 +20,7 @@ from saol_jax.data.augment import normalise
 from saol_jax.errors import UserError
 from saol_jax.export_card import scores_at, write_card
 from saol_jax.fuse import count_norms
+from saol_jax.image_files import printable
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD
 from saol_jax.tensorflow_cpu import import_tensorflow
 from saol_jax.train_step import head_log_probs
@@ -38,6 +38,21 @@ logger = logging.getLogger(__name__)
 Program = Callable[[jax.Array], dict[str, jax.Array]]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+# All that an export writes; what is in `checkpoint` and in the last two folders is Orbax's and
+# TensorFlow's.
+_ENTRIES = {
+  "checkpoint",
+  "model.json",
+  "labels.stablehlo",
+  "maps.stablehlo",
+  "MODEL_CARD.md",
+  "sample.png",
+  "saved_model",
+  "saved_model/fingerprint.pb",
+  "saved_model/saved_model.pb",
+  "saved_model/assets",
+  "saved_model/variables",
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
 _CHECKED_IMAGES = 3
 # Rounding of another order of the same sums: float32, and bfloat16 with its 8 bits.
@@ -71,7 +86,7 @@ def export_command(
   Args:
     workdir: of a run.
     output: folder; None for `workdir/export`. An earlier export there is replaced, once the new one
-      is whole; a folder with anything else in it is refused.
+      is whole; a folder with anything else in it is refused, such as predictions made with it.
     checkpoint: "latest" or "best".
     weights: "auto", "raw" or "ema", see `trained.restore_run`.
     fuse: fold batch norms into convolutions.
@@ -85,25 +100,39 @@ def export_command(
   """
   workdir = pathlib.Path(workdir)
   output = workdir / "export" if output is None else pathlib.Path(output)
-  empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-  if not empty and not is_export(output):
-    raise UserError(f"--output={output} exists and is no export; name a new folder")
+  _check_replaceable(output)
   trained = restore_run(workdir, checkpoint=checkpoint, weights=weights)
   plain = for_inference(trained)
   ready = for_inference(trained, fuse=True) if fuse else plain
-  output.parent.mkdir(parents=True, exist_ok=True)
+  place = output.resolve()  # the folder itself, where a link to it was named
+  place.parent.mkdir(parents=True, exist_ok=True)
   # Beside the result, so that the last step is a rename.
-  with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as temporary:
+  with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as temporary:
     partial = pathlib.Path(temporary) / "export"
     partial.mkdir()
     _write(ready, plain, workdir, partial)
-    if output.exists():
-      shutil.rmtree(output)
-    partial.rename(output)
+    if place.exists():
+      place.rename(pathlib.Path(temporary) / "before")
+    partial.rename(place)
   logger.info(
     "Step %d of %s (%s weights) exported to %s", ready.step, workdir, ready.weights, output
   )
   return output
+
+
+def _check_replaceable(output: pathlib.Path) -> None:
+  """Raises UserError where there is anything at the path that an export does not write."""
+  if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    return
+  if not is_export(output):
+    raise UserError(f"--output={output} exists and is no export; name a new folder")
+  paths = [*output.glob("*"), *output.glob("saved_model/*")]
+  foreign = sorted({path.relative_to(output).as_posix() for path in paths} - _ENTRIES)
+  if foreign:
+    raise UserError(
+      f"--output={output} holds more than an export, and would lose it: "
+      f"{', '.join(map(printable, foreign))}. Move that away, or name a new folder"
+    )
 
 
 def _write(ready: Trained, plain: Trained, workdir: pathlib.Path, folder: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ _BOX_SCORES = {"gt_known": "GT-known", "top1_loc": "top-1 loc", "max_box_acc_v2"
 def write_card(
   folder: pathlib.Path, trained: Trained, facts: Mapping[str, Any], workdir: pathlib.Path
 ) -> None:
-  """Writes `MODEL_CARD.md`, and `sample.png` where the run has drawn predictions.
+  """Writes `MODEL_CARD.md`, and `sample.png` where the run has drawn the model's predictions.
 
   Args:
     folder: of the export.
@@ -52,8 +52,8 @@ def write_card(
     *_scores(facts["scores"], trained),
     *_localization(workdir),
   ]
-  sample = workdir / "predictions.png"
-  if sample.exists():
+  sample = _sample(workdir, trained)
+  if sample is not None:
     shutil.copyfile(sample, folder / "sample.png")
     lines += ["## Sample", "", "![what the model sees, and where](sample.png)", ""]
   lines += ["## Use", "", _USE.strip(), ""]
@@ -138,6 +138,17 @@ def _eval_split(trained: Trained) -> str:
   return "validation" if trained.config.data.validation else "test"
 
 
+def _sample(workdir: pathlib.Path, trained: Trained) -> pathlib.Path | None:
+  """The picture that the run drew with these variables at this step; None where it drew none."""
+  if trained.weights != ("ema" if trained.config.optimizer.ema_decay else "raw"):
+    return None  # where there is an average, it is what is drawn
+  last = max((record["step"] for record in read_records(workdir / "metrics.jsonl")), default=None)
+  if trained.step == last and (workdir / "predictions.png").exists():
+    return workdir / "predictions.png"
+  pictures = workdir.glob("figures/step_*.png")
+  return next((path for path in pictures if path.stem[5:].lstrip("0") == str(trained.step)), None)
+
+
 def _localization(workdir: pathlib.Path) -> list[str]:
   """Table of every `--mode=localize` that was run."""
   lines = []
@@ -177,5 +188,6 @@ def _crop(data: ml_collections.ConfigDict) -> str:
 
 def _plain(value: object) -> str:
   """Text that Markdown and HTML leave alone, whatever a data set calls its classes."""
-  text = html.escape(" ".join(str(value).split()))
+  # Quotes matter in attributes only; as entities they would have a # that is escaped below.
+  text = html.escape(" ".join(str(value).split()), quote=False)
   return "".join(f"\\{c}" if c in r"\`*_{}[]()#!|~" else c for c in text)

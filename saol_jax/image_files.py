@@ -1,10 +1,14 @@
 """Image files that a person points at: which they are, and their pixels."""
 
+import contextlib
 import dataclasses
 import glob
 import io
+import math
 import os
 import pathlib
+import threading
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -12,7 +16,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from saol_jax.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_EXIF_WITHIN = 65536  # bytes from the start in which cameras put their EXIF data
+MOST_PIXELS = 2**29  # of an image: TensorFlow, which decodes in training, refuses more
+_pillow_limit = threading.Lock()
+# In what is no JPEG file, at any place: EXIF of PNG and WebP, of PNG as text, and XMP of both.
+_TURN_MARKS = (b"eXIf", b"EXIF", b"Raw profile type exif", b"com.adobe.xmp", b"tiff:Orientation")
 
 
 class UnreadableImage(UserError):
@@ -83,51 +90,106 @@ def _walk(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_image(
-  source: str | os.PathLike | bytes | np.ndarray | Image.Image, *, upright: bool = True
+  source: str | os.PathLike | bytes | Image.Image | np.ndarray, *, upright: bool = True
 ) -> Image.Image:
   """An image as RGB.
 
   An animation gives its first frame, transparency is dropped, grey and palettes become RGB, 16 bits
-  become 8.
+  become 8. A file may have `MOST_PIXELS`.
 
   Args:
-    source: a path, an encoded file, an array (H, W, 3) uint8 or a PIL image.
-    upright: turn a file as its EXIF data says.
+    source: a path, the bytes of a file, a PIL image, or an array (H, W, 3) uint8 of NumPy, of JAX,
+      or of anything else that has `__array__`.
+    upright: turn a file or a PIL image as its EXIF or XMP data says.
 
   Raises:
     UnreadableImage: names the file or the shape, and the reason.
   """
-  if isinstance(source, np.ndarray):
-    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-      raise UnreadableImage(
-        f"an array of shape {source.shape} and dtype {source.dtype} is no image: expected "
-        "(H, W, 3) uint8"
-      )
-    return Image.fromarray(source)
-  if isinstance(source, Image.Image):
-    return _rgb(source)
+  if not isinstance(source, str | os.PathLike | bytes | Image.Image):
+    return _from_array(source)
+  is_open = isinstance(source, Image.Image)  # perhaps no more than its header has been read
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with contextlib.nullcontext(source) if is_open else _open(source) as image:
       return _rgb(ImageOps.exif_transpose(image) if upright else image)
   except Exception as error:  # a broken file can end in any exception of its decoder
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
       reason = "not a picture of a kind that Pillow knows"
-    name = "it" if isinstance(source, bytes) else printable(source)
-    raise UnreadableImage(f"{name} cannot be read as an image: {reason}") from error
+    raise UnreadableImage(f"{_name(source)} cannot be read as an image: {reason}") from error
+
+
+def _from_array(source: Any) -> Image.Image:
+  if not hasattr(source, "__array__"):
+    raise UnreadableImage(
+      f"an object of type {type(source).__name__} is no image: expected a path, an array (H, W, 3) "
+      "uint8, a PIL image, or a list of such"
+    )
+  array = np.asarray(source)
+  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+    return Image.fromarray(array)
+  mend = ""
+  if array.dtype != np.uint8:
+    mend += "; x in [0, 1] is converted by (x * 255).round().astype(np.uint8)"
+  if array.ndim == 2:
+    mend += "; grey x gets its channels by np.stack([x] * 3, -1)"
+  raise UnreadableImage(
+    f"an array of shape {array.shape} and dtype {array.dtype} is no image: expected (H, W, 3) uint8"
+    f"{mend}"
+  )
+
+
+def _name(source: str | os.PathLike | bytes | Image.Image) -> str:
+  if isinstance(source, bytes):
+    return f"a file of {len(source)} bytes"
+  if isinstance(source, Image.Image):
+    source = getattr(source, "filename", "") or f"a PIL image of {source.width} x {source.height}"
+  return printable(source)
 
 
 def orientation(encoded: bytes) -> int:
-  """EXIF's orientation of an encoded image, 1 to 8; 1, upright, where it says nothing sensible."""
-  head = encoded[:_EXIF_WITHIN]
-  if not any(mark in head for mark in (b"Exif", b"eXIf", b"EXIF")):  # JPEG, PNG, WebP
+  """How an encoded image is to be turned, as EXIF or XMP say, 1 to 8, or 1, which is upright.
+
+  1 where they say nothing sensible. It is what `read_image` does with the same file.
+  """
+  if not _may_be_turned(encoded):
     return 1
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _open(encoded) as image:
       value = image.getexif().get(ExifTags.Base.Orientation, 1)
   except Exception:  # whoever decodes the image will say what is wrong with it
     return 1
   return value if value in range(1, 9) else 1
+
+
+def _open(source: str | os.PathLike | bytes) -> Image.Image:
+  """`Image.open` up to `MOST_PIXELS`, of which Pillow's limit is a third: what trains is read."""
+  file = io.BytesIO(source) if isinstance(source, bytes) else source
+  try:
+    return Image.open(file)
+  except Image.DecompressionBombError:
+    with _pillow_limit:
+      before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2
+      try:
+        return Image.open(file)  # which refuses more than twice that number
+      except Image.DecompressionBombError as error:
+        side = math.isqrt(MOST_PIXELS)
+        raise UnreadableImage(
+          f"it has more than {MOST_PIXELS:,} pixels; shrink it, to {side:,} x {side:,} or less"
+        ) from error
+      finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _may_be_turned(encoded: bytes) -> bool:
+  """Whether Pillow has to be asked: of a million photographs most have neither EXIF nor XMP."""
+  if not encoded.startswith(b"\xff\xd8"):
+    return any(mark in encoded for mark in _TURN_MARKS)
+  place = 2  # a JPEG file has both in APP1 segments before the pixels: no need to search these
+  while (marker := encoded[place : place + 2]) not in (b"\xff\xe1", b"\xff\xda"):
+    if marker[:1] != b"\xff" or marker[1:] in (b"\xff", b""):
+      return True  # padded or damaged
+    place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+  return marker == b"\xff\xe1"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -138,7 +200,7 @@ def _rgb(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def printable(text: str | os.PathLike) -> str:
+def printable(text: str | bytes | os.PathLike) -> str:
   """Text for a terminal: what could move its cursor or cannot be encoded is spelled out."""
-  text = os.fspath(text)
+  text = os.fsdecode(text)
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,6 +6,8 @@ import logging
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +34,11 @@ SOME_SKIPPED = 4  # exit code: all is written, but some of the files were no ima
 _VIEW_SIDE = 512  # longest side of the picture that is kept of an image
 _SHOWN_MAPS = ("attention", "class")
 _LEAST_PANEL = 128  # longest side of a panel of an overlay picture
+_LEAST_SHORT_SIDE = 32  # a hair-thin image is shown thicker than it is
 _GAP = 4
 _BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
 _SECONDS_BETWEEN_LINES = 10.0
+_OVERLAY = re.compile(r'"overlay": "(overlays/\d{6,}_[A-Za-z0-9_-]*\.jpg)"')  # names of ours only
 _NAMED = 20  # skipped files that are named one by one; the report names all
 
 
@@ -57,7 +61,8 @@ def predict_command(
     workdir: of a trained run.
     images: a file, a folder or a pattern, see `image_files.find_images`.
     output: folder, made if need be; None for `workdir/predictions`. What an earlier call wrote
-      there is replaced.
+      there is replaced once all images are predicted, and stays whole if this one fails; other
+      files there stay.
     top_k: how many classes to name.
     batch_size: images at once.
 
@@ -69,7 +74,7 @@ def predict_command(
   """
   workdir = pathlib.Path(workdir)
   output = workdir / "predictions" if output is None else pathlib.Path(output)
-  files = find_images(images, leave_out=output)
+  files = find_images(images, leave_out=output / "overlays")
   predictor = load(workdir, top_k=top_k, batch_size=batch_size)
   logger.info(
     "%d files; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",
@@ -80,19 +85,19 @@ def predict_command(
     *predictor.card.image_size,
   )
   try:
-    results = _Results(predictor, output, len(files))
+    with _Results(predictor, output, len(files)) as results:
+      _predict_files(predictor, files, results)
+      if not results.count:
+        raise UserError(
+          f"none of the {len(files)} files in --images={os.fspath(images)!r} is an image; expected "
+          f"pictures such as JPEG or PNG. The first: {results.skipped[0][1]}"
+        )
+      logger.info("%s", results.finish())
   except OSError as error:
     raise UserError(
-      f"--output={output} cannot be written: {error.strerror}; name a folder that you may write to"
+      f"--output={output} cannot be written: {error.strerror or error}; name a folder that you may "
+      "write to, on a disk with free space"
     ) from error
-  with results:
-    _predict_files(predictor, files, results)
-  if not results.count:
-    raise UserError(
-      f"none of the {len(files)} files in --images={os.fspath(images)!r} is an image; expected "
-      f"pictures such as JPEG or PNG. The first: {results.skipped[0][1]}"
-    )
-  logger.info("%s", results.finish())
   return SOME_SKIPPED if results.skipped else 0
 
 
@@ -157,10 +162,10 @@ def _read_batches(predictor: Predictor, files: list[ImageFile]) -> Iterator[list
 
 
 class _Results:
-  """The files in the output folder."""
+  """The files in the output folder; until `finish` they are in a hidden folder inside it."""
 
   def __init__(self, predictor: Predictor, output: pathlib.Path, expected: int):
-    """Makes the folder and opens the files.
+    """Makes the folders and opens the files.
 
     Raises:
       OSError: it is not a folder, or cannot be written.
@@ -176,11 +181,13 @@ class _Results:
     self._gallery = Gallery(self._class_names, box_map=BOX_MAP, expected=expected)
     self._overlays = output / "overlays"
     self._overlays.mkdir(parents=True, exist_ok=True)
-    for path in self._overlays.glob("[0-9]" * 6 + "_*.jpg"):
-      path.unlink()  # of an earlier call
-    self._jsonl = (output / "predictions.jsonl").open("w", encoding="utf-8")
+    self._earlier = _earlier_overlays(output)
+    self._temporary = tempfile.TemporaryDirectory(dir=output, prefix=".predict-")
+    self._partial = pathlib.Path(self._temporary.name)
+    (self._partial / "overlays").mkdir()
+    self._jsonl = (self._partial / "predictions.jsonl").open("w", encoding="utf-8")
     # A file name that is not UTF-8 comes back as the bytes that it is.
-    self._csv = (output / "predictions.csv").open(
+    self._csv = (self._partial / "predictions.csv").open(
       "w", encoding="utf-8", errors="surrogateescape", newline=""
     )
     self._rows = csv.writer(self._csv)
@@ -192,6 +199,7 @@ class _Results:
   def __exit__(self, *_) -> None:
     self._jsonl.close()
     self._csv.close()
+    self._temporary.cleanup()
 
   def skip(self, file: ImageFile, error: UnreadableImage) -> None:
     """Notes a file that is no image."""
@@ -206,8 +214,8 @@ class _Results:
     picture = None
     if prediction.grids:
       self._has_maps = True
-      picture = f"overlays/{self.count:06d}_{_safe(file.path.stem)}.jpg"
-      _overlay_strip(view, prediction).save(self._output / picture, quality=88, subsampling=0)
+      picture = self._free_name(f"overlays/{self.count:06d}_{_safe(file.path.stem)}")
+      _overlay_strip(view, prediction).save(self._partial / picture, quality=88, subsampling=0)
     truth = self._labels.get(file.folder)
     if truth is not None:
       self._known += 1
@@ -219,9 +227,12 @@ class _Results:
     self.count += 1
 
   def finish(self) -> str:
-    """Writes the report; returns what to tell the user."""
+    """Writes the report, puts all in its place, and returns what to tell the user."""
+    self._gallery.write(
+      self._partial / "report.html", model=f"model of step {self._step}", skipped=self.skipped
+    )
+    self._replace_earlier()
     report = self._output / "report.html"
-    self._gallery.write(report, model=f"model of step {self._step}", skipped=self.skipped)
     lines = [f"Predicted {self.count} images."]
     if self._known:
       share = 100 * self._right / self._known
@@ -237,6 +248,30 @@ class _Results:
     else:
       lines.append("  no maps      this model has GAP-FC alone, which says what but not where")
     return "\n".join(lines)
+
+  def _free_name(self, stem: str) -> str:
+    """Name of a new picture; one that a person put there keeps its own."""
+    while f"{stem}.jpg" not in self._earlier and (self._output / f"{stem}.jpg").exists():
+      stem += "_"
+    return f"{stem}.jpg"
+
+  def _replace_earlier(self) -> None:
+    self._jsonl.close()
+    self._csv.close()
+    pictures = [f"overlays/{path.name}" for path in (self._partial / "overlays").iterdir()]
+    for name in (*pictures, "predictions.jsonl", "predictions.csv", "report.html"):
+      shutil.move(self._partial / name, self._output / name)
+    for name in self._earlier.difference(pictures):
+      (self._output / name).unlink(missing_ok=True)
+
+
+def _earlier_overlays(output: pathlib.Path) -> set[str]:
+  """The pictures that an earlier call wrote: those that its predictions.jsonl names."""
+  path = output / "predictions.jsonl"
+  if not path.exists():
+    return set()
+  with path.open(encoding="utf-8", errors="replace") as lines:
+    return {match[1] for line in lines if (match := _OVERLAY.search(line))}
 
 
 def _unique_labels(class_names: tuple[str, ...]) -> dict[str, int]:
@@ -303,7 +338,8 @@ def _heat(image: np.ndarray, score_map: np.ndarray, window: np.ndarray) -> np.nd
 def _overlay_strip(view: Image.Image, prediction: Prediction) -> Image.Image:
   """The image with the box of its first class, its attention and its class map, side by side."""
   scale = max(1, -(-_LEAST_PANEL // max(view.size)))
-  view = view.resize((view.width * scale, view.height * scale), Image.Resampling.NEAREST)
+  size = tuple(max(side * scale, _LEAST_SHORT_SIDE) for side in view.size)
+  view = view.resize(size, Image.Resampling.NEAREST)
   pixels = np.asarray(view)
   to_view = np.tile(np.array([view.height, view.width]) / np.array(prediction.size), 2)
   window = np.array(prediction.window or (0, 0, *prediction.size)) * to_view

@@ -25,7 +25,7 @@ from saol_jax.trained import restore_trained
 
 _BOX_SIDE = 512  # boxes of larger images are found at this size: the grid has a few cells a side
 
-ImageLike = str | os.PathLike | np.ndarray | Image.Image
+ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,9 +172,9 @@ class Predictor:
     """Predicts.
 
     Args:
-      images: paths, arrays (H, W, 3) uint8 or PIL images, of any sizes, mixed as you like; one
-        array (N, H, W, 3) uint8; or a single image, which counts as a list of one. Files are read
-        as `image_files.read_image` says.
+      images: paths, arrays (H, W, 3) uint8 of NumPy or JAX, or PIL images, of any sizes, mixed as
+        you like; one array (N, H, W, 3) uint8; or a single image, which counts as a list of one.
+        All are read as `image_files.read_image` says.
 
     Returns:
       A Prediction an image, in order.
@@ -182,9 +182,12 @@ class Predictor:
     Raises:
       UnreadableImage: a UserError; the first image that cannot be read.
     """
-    single = isinstance(images, str | os.PathLike | Image.Image)
-    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
-      images = [images]
+    if hasattr(images, "__array__"):
+      images = np.asarray(images)
+      several = images.ndim == 4 or images.dtype.kind in "OU"  # the last two hold paths
+    else:
+      several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    images = images if several else [images]
     results = []
     for start in range(0, len(images), self.batch_size):
       pixels, sizes = [], []

@@ -211,6 +211,10 @@ def _read_config(path: pathlib.Path, dtype: str | None) -> ml_collections.Config
       f"{path.parent} is no workdir of a run, since it has no {path.name}; train first, with "
       "--mode=train"
     ) from error
+  except NotADirectoryError as error:
+    raise UserError(
+      f"{path.parent} is a file; expected a folder, the workdir of a run or an export"
+    ) from error
   except (ValueError, TypeError, OSError) as error:
     raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
 

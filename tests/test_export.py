@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax import export as jax_export
 
 from saol_jax.errors import UserError
 from saol_jax.export import export_command
-from saol_jax.export_card import _plain
+from saol_jax.export_card import _plain, _sample
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import load
 from saol_jax.trained import for_inference, restore_run
@@ -143,6 +144,30 @@ def test_card_leaves_hostile_names_as_text():
   )
 
 
+def test_card_shows_quotes_as_they_are():
+  assert _plain('bird\'s "nest" & co') == 'bird\'s "nest" &amp; co'
+
+
+@pytest.mark.parametrize(
+  ("step", "weights", "expected"),
+  [
+    (12, "ema", "predictions.png"),
+    (6, "ema", "figures/step_06.png"),
+    (9, "ema", None),
+    (12, "raw", None),
+  ],
+)
+def test_the_sample_is_drawn_with_what_is_exported(tmp_path, step, weights, expected):
+  """A run of 12 steps, evaluated twice; its pictures show the average of the variables."""
+  (tmp_path / "figures").mkdir()
+  for name in ("predictions.png", "figures/step_06.png", "figures/step_12.png"):
+    (tmp_path / name).touch()
+  (tmp_path / "metrics.jsonl").write_text('{"step": 6}\n{"step": 12}\n')
+  config = SimpleNamespace(optimizer=SimpleNamespace(ema_decay=0.9))
+  found = _sample(tmp_path, SimpleNamespace(config=config, step=step, weights=weights))
+  assert found == (None if expected is None else tmp_path / expected)
+
+
 def test_damage_is_named(exported, tmp_path):
   folder = shutil.copytree(exported, tmp_path / "export")
   facts = json.loads((folder / "model.json").read_text())
@@ -175,6 +200,27 @@ def test_a_folder_of_something_else_is_refused(run, tmp_path):
   with pytest.raises(UserError, match="is no export"):
     export_command(run.folder, tmp_path)
   assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+  "name", ["predictions/report.html", "notes.txt", "saved_model/assets.extra/requests"]
+)
+def test_an_export_with_more_in_it_is_refused(exported, run, tmp_path, name):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  (folder / name).parent.mkdir(exist_ok=True)
+  (folder / name).write_text("years of work")
+  with pytest.raises(UserError, match=f"would lose it: {name.rpartition('/')[0] or name}.*Move"):
+    export_command(run.folder, folder)
+  assert (folder / name).read_text() == "years of work"
+
+
+def test_an_earlier_export_is_replaced_where_a_link_points(exported, run, tmp_path, monkeypatch):
+  monkeypatch.setattr("saol_jax.export._write", lambda *arguments: None)
+  folder = shutil.copytree(exported, tmp_path / "export")
+  (tmp_path / "link").symlink_to(folder)
+  assert export_command(run.folder, tmp_path / "link") == tmp_path / "link"
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "link"]
+  assert not list(folder.iterdir())
 
 
 def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -13,17 +14,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import export_card
+from saol_jax import export_card, image_files
 from saol_jax import predictor as predictor_module
 from saol_jax.data import Geometry
 from saol_jax.data.decode import Decoder
 from saol_jax.data.folder import FolderRecords
 from saol_jax.errors import UserError
-from saol_jax.image_files import UnreadableImage, find_images, printable, read_image
+from saol_jax.image_files import (
+  UnreadableImage,
+  find_images,
+  orientation,
+  printable,
+  read_image,
+)
 from saol_jax.localization import largest_box, normalise, resize_maps
 from saol_jax.model_card import read_model_json
 from saol_jax.predict import SOME_SKIPPED, _overlay_strip, predict_command
 from saol_jax.predictor import Predictor, load
+from tests.data.pictures import encode
 from tests.support import write_run
 
 # The digits' mean and standard deviation, as the data set says: values are checked against it.
@@ -92,7 +100,17 @@ def test_one_image_is_a_list_of_one(predictor, images, tmp_path):
   path = tmp_path / "a.png"
   Image.fromarray(images[0]).save(path)
   expected = predictor(images)[0].probabilities
-  for single in (images[0], path, str(path), Image.fromarray(images[0]), [images[0]], (path,)):
+  opened, paths = Image.fromarray(images[0]), np.array([str(path)])
+  for single in (
+    images[0],
+    path,
+    str(path),
+    path.read_bytes(),
+    opened,
+    [images[0]],
+    (path,),
+    paths,
+  ):
     (prediction,) = predictor(single)
     np.testing.assert_array_equal(prediction.probabilities, expected)
 
@@ -205,6 +223,13 @@ def test_maps_and_boxes_lie_in_the_part_that_was_seen(cropping, monkeypatch):
   assert (panel[24:32, 82:94] > 85).any(-1).all()
 
 
+@pytest.mark.parametrize("size", [(512, 1), (1, 512)])
+def test_a_thin_image_can_be_seen(predictor, size):
+  (prediction,) = predictor(np.zeros((6 * size[1], 6 * size[0], 3), np.uint8))
+  strip = _overlay_strip(Image.new("RGB", size, "white"), prediction)
+  assert strip.size == (3 * max(size[0], 32) + 8, max(size[1], 32))
+
+
 def test_preparation_averages_where_an_image_shrinks(predictor, images):
   size = predictor.card.image_size
   np.testing.assert_array_equal(predictor.prepare(Image.fromarray(images[0])), images[0])
@@ -270,6 +295,11 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, images):
   assert (tmp_path / "checkpoints" / "5").exists()  # looking changes nothing
 
 
+def test_looking_warns_of_nothing(run, caplog):
+  load(run.folder)
+  assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 def _without(name):
   return lambda folder: (folder / name).unlink()
 
@@ -296,6 +326,11 @@ def test_what_is_missing_is_named(run, tmp_path, harm, message):
   harm(folder)
   with pytest.raises(UserError, match=message):
     load(folder)
+
+
+def test_a_file_is_no_run(run):
+  with pytest.raises(UserError, match=r"model.json is a file; expected a folder"):
+    load(run.folder / "model.json")
 
 
 @pytest.mark.parametrize(
@@ -331,8 +366,14 @@ def test_files_are_read_as_a_person_sees_them(tmp_path, photo):
 @pytest.mark.parametrize(
   ("image", "message"),
   [
-    (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\).*float32.*expected.*uint8"),
-    (np.zeros((4, 4), np.uint8), r"\(4, 4\)"),
+    (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\).*float32.*expected.*uint8; x in \[0, 1\].*255"),
+    (np.zeros((4, 4), np.uint8), r"\(4, 4\).*expected.*uint8; grey x.*np.stack"),
+    (jnp.zeros((4, 4, 3)), r"\(4, 4, 3\).*float32"),
+    (b"xx", "a file of 2 bytes cannot be read.*not a picture"),
+    (None, "an object of type NoneType is no image: expected a path"),
+    (5, "type int"),
+    ([5], "type list"),
+    ((i for i in ()), "type generator"),
     (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
     ("/nowhere/x.png", "/nowhere/x.png cannot be read.*No such file"),
     (Image.new("F", (3, 3)), "mode F"),
@@ -341,6 +382,86 @@ def test_files_are_read_as_a_person_sees_them(tmp_path, photo):
 def test_what_is_no_image_is_named(predictor, photo, image, message):
   with pytest.raises(UnreadableImage, match=message):
     predictor([photo, image])
+  with pytest.raises(UnreadableImage, match=message.replace("type list", "type int")):
+    predictor(image)
+
+
+def test_arrays_of_other_libraries_are_images(predictor, images):
+  expected = np.stack([prediction.probabilities for prediction in predictor(images)])
+  for given in (jnp.asarray(images), list(jnp.asarray(images))):
+    found = np.stack([prediction.probabilities for prediction in predictor(given)])
+    np.testing.assert_array_equal(found, expected)
+  (found,) = predictor(jnp.asarray(images[0]))
+  np.testing.assert_array_equal(found.probabilities, expected[0])
+
+
+def _turned(kind):
+  """A file of 400 x 400 pixels of noise, larger than 65,536 bytes, that says "turn me" (6)."""
+  noise = np.random.default_rng(0).integers(0, 256, (400, 400, 1), dtype=np.uint8).repeat(3, 2)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  options = {"exif": exif}
+  if kind == "XMP":
+    options = {"xmp": b'<rdf:Description tiff:Orientation="6"/>'}
+  elif kind == "after ICC":
+    options["icc_profile"] = bytes(200_000)
+  elif kind == "none":
+    options = {"icc_profile": bytes(200_000)}
+  encoded = encode(
+    Image.fromarray(noise), kind if kind in ("WEBP", "PNG") else "JPEG", quality=95, **options
+  )
+  if kind == "PNG":  # the chunk of its EXIF data after the pixels, before the last chunk
+    start = encoded.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(encoded[start : start + 4], "big")
+    encoded = encoded[:start] + encoded[end:-12] + encoded[start:end] + encoded[-12:]
+  return noise, encoded
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "JPEG", "XMP", "after ICC", "none"])
+def test_training_turns_what_prediction_turns(kind):
+  noise, encoded = _turned(kind)
+  assert len(encoded) > 65536
+  assert orientation(encoded) == (1 if kind == "none" else 6)
+  expected = noise if kind == "none" else np.rot90(noise, -1)
+  found = np.asarray(read_image(encoded))
+  assert np.abs(found.astype(int) - expected).mean() < 10  # unrelated noise: 85
+
+
+def test_an_opened_image_is_read_as_its_file_is(tmp_path):
+  encoded = _turned("JPEG")[1]
+  opened = Image.open(io.BytesIO(encoded))
+  np.testing.assert_array_equal(np.asarray(read_image(opened)), np.asarray(read_image(encoded)))
+  assert opened.size == (400, 400)  # the caller's is left alone
+  assert opened.getexif()[0x0112] == 6
+  cut = Image.open(io.BytesIO(encoded[:5000]))
+  with pytest.raises(UnreadableImage, match=r"PIL image of 400 x 400 cannot be read.*truncated"):
+    read_image(cut)
+  (tmp_path / "cut.jpg").write_bytes(encoded[:5000])
+  with (
+    Image.open(tmp_path / "cut.jpg") as cut,
+    pytest.raises(UnreadableImage, match=r"cut.jpg cannot be read as an image.*truncated"),
+  ):
+    read_image(cut)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_large_images_are_read_up_to_the_limit_of_training(tmp_path, monkeypatch, kind):
+  """400 x 400 pixels stand for the 200 million of a telephone. Pillow refuses twice its number."""
+  (tmp_path / "large").write_bytes(_turned(kind)[1])
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 400 // 3)
+  monkeypatch.setattr(image_files, "MOST_PIXELS", 400 * 400)
+  assert read_image(tmp_path / "large").size == (400, 400)
+  assert orientation((tmp_path / "large").read_bytes()) == 6
+  monkeypatch.setattr(image_files, "MOST_PIXELS", 400 * 400 - 2)
+  with pytest.raises(UnreadableImage, match=r"large cannot.*159,998 pixels; shrink it, to 399 x"):
+    read_image(tmp_path / "large")
+  assert Image.MAX_IMAGE_PIXELS == 400 * 400 // 3
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 21, 200])
+def test_a_cut_off_file_is_not_turned(count):
+  assert orientation(_turned("XMP")[1][:count]) == 1
 
 
 def _tree(root, names):
@@ -476,6 +597,50 @@ def test_a_second_call_replaces_the_first(run, folder, tmp_path, images):
     assert len((output / "predictions.jsonl").read_text().splitlines()) == 15
   finally:
     shutil.rmtree(output)
+
+
+def test_images_may_lie_below_the_output(run, folder, tmp_path):
+  images = tmp_path / "photos"
+  images.mkdir()
+  shutil.copy(folder / "photo.jpg", images)
+  for _ in range(2):  # the second time the first one's pictures are there
+    assert predict_command(run.folder, tmp_path, output=tmp_path, batch_size=8) == 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1
+
+
+def _contents(folder):
+  return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_call_that_fails_leaves_the_results_of_the_one_before(run, folder, tmp_path, monkeypatch):
+  predict_command(run.folder, folder, output=tmp_path, top_k=3, batch_size=8)
+  before = _contents(tmp_path)
+  assert len(before) == 15 + 3
+  with pytest.raises(UserError, match="none of the 1 files"):
+    predict_command(run.folder, folder / "empty.jpg", output=tmp_path, batch_size=8)
+  assert _contents(tmp_path) == before
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("saol_jax.predict.Gallery.add", full)
+  with pytest.raises(UserError, match=r"cannot be written: No space.*free space"):
+    predict_command(run.folder, folder / "photo.jpg", output=tmp_path, batch_size=8)
+  assert _contents(tmp_path) == before
+
+
+def test_pictures_that_are_not_ours_stay(run, folder, tmp_path):
+  mine = ["overlays/000000_photo.jpg", "overlays/000123_mine.jpg", "kept.jpg"]
+  _tree(tmp_path, mine)
+  hostile = {"overlay": "overlays/../kept.jpg"}
+  (tmp_path / "predictions.jsonl").write_text(json.dumps(hostile) + "\n")
+  for _ in range(2):
+    predict_command(run.folder, folder / "photo.jpg", output=tmp_path, batch_size=8)
+    record = json.loads((tmp_path / "predictions.jsonl").read_text())
+    assert record["overlay"] == "overlays/000000_photo_.jpg"
+    assert (tmp_path / record["overlay"]).stat().st_size
+    assert not any((tmp_path / name).stat().st_size for name in mine)
+    assert len(_contents(tmp_path / "overlays")) == 3
 
 
 def test_the_user_is_told(run, folder, tmp_path, caplog, monkeypatch):
