@@ -114,5 +114,5 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
       "the file."
     ) from error
   except (ValueError, TypeError, KeyError, OSError) as error:
-    raise UserError(f"{path} is damaged ({error!r}). {mend}, and replaces it.") from error
+    raise UserError(f"{path} is damaged ({error!r}). Delete it. {mend}, and writes it.") from error
   return ModelCard(names, mean, std, size, images)

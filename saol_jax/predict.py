@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from saol_jax.data.folder import nfc
 from saol_jax.data.loader import prefetch
 from saol_jax.errors import UserError
 from saol_jax.gallery import Gallery
@@ -216,7 +217,7 @@ class _Results:
       self._has_maps = True
       picture = self._free_name(f"overlays/{self.count:06d}_{_safe(file.path.stem)}")
       _overlay_strip(view, prediction).save(self._partial / picture, quality=88, subsampling=0)
-    truth = self._labels.get(file.folder)
+    truth = self._labels.get(nfc(file.folder))
     if truth is not None:
       self._known += 1
       self._right += truth == prediction.label
@@ -275,8 +276,9 @@ def _earlier_overlays(output: pathlib.Path) -> set[str]:
 
 
 def _unique_labels(class_names: tuple[str, ...]) -> dict[str, int]:
-  """Label by name, without names that several classes share."""
-  return {name: k for k, name in enumerate(class_names) if class_names.count(name) == 1}
+  """Label by name in NFC, without names that several classes share."""
+  names = [nfc(name) for name in class_names]
+  return {name: k for k, name in enumerate(names) if names.count(name) == 1}
 
 
 def _record(

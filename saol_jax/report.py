@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from saol_jax import localization
-from saol_jax.drawing import GREY, draw_box, save, write_text
+from saol_jax.drawing import GREY, draw_box, legible, save, write_text
 from saol_jax.sheet import FACTS, MARGIN, Sheet, panel_size, resize_image
 
 _RIGHT, _WRONG = "#1a7f37", "#cf222e"
@@ -55,6 +55,7 @@ def draw_predictions(
   Raises:
     ValueError: there are no images, or the arrays disagree in N.
   """
+  class_names = legible(class_names)
   true_boxes = np.zeros((len(images), 4)) if true_boxes is None else true_boxes
   arrays = (images, labels, predicted, attention, class_maps, boxes, true_boxes, probabilities)
   arrays = tuple(np.asarray(array) for array in arrays)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import export_card, image_files
+from saol_jax import export_card, image_files, predict
 from saol_jax import predictor as predictor_module
 from saol_jax.data import Geometry
 from saol_jax.data.decode import Decoder
@@ -552,6 +552,12 @@ def test_labels_come_from_folders_named_like_classes(run, predicted):
     f"{i}.png": str(labels[i]) for i in range(12)
   }
   assert truth["photo.jpg"] is None
+
+
+def test_labels_come_from_folders_in_whatever_unicode_form():
+  names = ["\u00c4pfel", "A\u0308rger", "twice", "twice"]
+  composed = ["\u00c4pfel", "\u00c4rger"]
+  assert predict._unique_labels(tuple(names)) == dict(zip(composed, (0, 1), strict=True))
 
 
 def test_csv_says_the_same(predicted):

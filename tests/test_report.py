@@ -185,6 +185,16 @@ def test_class_names_are_never_markup_and_never_leave_their_room(tmp_path, name)
   assert (page[TOP:, room + 1 :] == 255).all()
 
 
+def test_classes_whose_names_no_font_has_are_told_apart(tmp_path):
+  pages = []
+  for label in (0, 1):
+    drawn = examples(1) | {"labels": [label], "predicted": [label], "probabilities": [0.5]}
+    drawn["class_names"] = ("\U0001f9ff\ue000", "\U0001f9ff\ue001")
+    report.draw_predictions(tmp_path / f"{label}.png", **drawn)
+    pages.append(heading(read(tmp_path / f"{label}.png")))
+  assert (pages[0] != pages[1]).any()
+
+
 def test_long_names_keep_their_probability_and_iou(tmp_path):
   data = examples(1) | {"class_names": ("W" * 500,) * 4}
   boxes = {"boxes": np.array([[0, 0, 8, 8]]), "true_boxes": np.array([[0, 0, 8, 8]])}
