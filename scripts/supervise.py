@@ -9,10 +9,12 @@ ends with the command's own exit code when the command
   - said that a person has to mend something (2: bad input or a full disk, 3: loss not finite);
   - ended --give_up_after times in a row (3) without a newer checkpoint than before.
 
-SIGTERM and Ctrl-C are passed on to the command, which saves and leaves with 75.
+SIGTERM and Ctrl-C are passed on to the command, which saves and leaves with 75. On Linux it is also
+asked to stop when this program is killed.
 """
 
 import argparse
+import ctypes
 import pathlib
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import sys
 import time
 
 _FINAL = (0, 2, 3, 75)  # exit codes, see saol_jax/errors.py
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2), Linux alone
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> int:
@@ -28,12 +31,18 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
   return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
+def _end_with_parent() -> None:
+  """In the command's process: asks for SIGTERM when the supervisor dies, by a kill -9 even."""
+  ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 def supervise(
   command: list[str], workdir: pathlib.Path, *, give_up_after: int, pause: float
 ) -> int:
   """Runs a command until one of the reasons above ends it; returns its exit code."""
   process: subprocess.Popen | None = None
   stopping = False
+  end_with_parent = _end_with_parent if sys.platform == "linux" else None
 
   def pass_on(number, frame) -> None:
     nonlocal stopping
@@ -46,7 +55,9 @@ def supervise(
   in_vain = 0
   while True:
     before = newest_checkpoint(workdir)
-    process = subprocess.Popen(command)
+    # A terminal sends Ctrl-C to all that it started. In a session of its own the command sees only
+    # what is passed on: it takes a second one for "leave without saving".
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     code = process.wait()
     if code in _FINAL or stopping:
       return code
