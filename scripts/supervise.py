@@ -3,7 +3,7 @@
   python scripts/supervise.py --workdir=DIR -- python main.py --config=... --workdir=DIR
 
 A run goes on from its newest checkpoint whenever its command is started again; this does that. It
-ends with the command's own exit code when the command
+ends with the command's own exit code (128 + N where signal N ended it) when the command
 
   - ended well, or was asked to stop (0, 75);
   - said that a person has to mend something (2: bad input or a full disk, 3: loss not finite);
@@ -57,8 +57,15 @@ def supervise(
     before = newest_checkpoint(workdir)
     # A terminal sends Ctrl-C to all that it started. In a session of its own the command sees only
     # what is passed on: it takes a second one for "leave without saving".
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    try:
+      process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    except OSError as error:
+      _say(
+        f"cannot be started: {error}; after -- goes a program that can be run, and its arguments"
+      )
+      return 2
     code = process.wait()
+    code = code if code >= 0 else 128 - code  # as shells say it
     if code in _FINAL or stopping:
       return code
     step = newest_checkpoint(workdir)

@@ -50,6 +50,21 @@ def test_restarts_only_what_may_help(tmp_path, saves, codes, ends_with, starts):
   assert ("giving up" in done.stderr) == (codes == "1")
 
 
+def test_an_end_by_a_signal_is_said_as_shells_do(tmp_path):
+  kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+  done = subprocess.run(supervised(tmp_path, "-c", kill), check=False)
+  assert done.returncode == 128 + signal.SIGKILL
+
+
+def test_a_command_that_cannot_be_started_is_one_message(tmp_path):
+  command = supervised(tmp_path)
+  command[-1] = str(tmp_path / "pyhton")
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2, done.stderr
+  assert command[-1] in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
 # Notes when it is up; at the first signal it saves for a while, and notes how many came by then.
 STOPPED = """
 import os, pathlib, signal, sys, time
