@@ -60,10 +60,10 @@ def supervise(
     try:
       process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     except OSError as error:
-      _say(
-        f"cannot be started: {error}; after -- goes a program that can be run, and its arguments"
-      )
+      _say(f"cannot be started: {error}; after -- goes a program that exists, and its arguments")
       return 2
+    if stopping:  # perhaps since before there was a process; a SIGTERM may come twice
+      process.terminate()
     code = process.wait()
     code = code if code >= 0 else 128 - code  # as shells say it
     if code in _FINAL or stopping:

@@ -96,6 +96,25 @@ def test_a_stop_is_passed_on(tmp_path):
   assert (tmp_path / "saved").read_text() == "SIGTERM"
 
 
+# The supervisor, to which a stop comes when its command has started and it does not know that yet.
+STOPPED_WHILE_STARTING = """
+import os, runpy, signal, subprocess, sys
+class Popen(subprocess.Popen):
+  def __init__(self, *arguments, **options):
+    super().__init__(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Popen
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_stop_while_the_command_starts_is_passed_on(tmp_path):
+  python, *arguments = supervised(tmp_path, "-c", "import time; time.sleep(60)")
+  command = [python, "-c", STOPPED_WHILE_STARTING, *arguments]
+  assert subprocess.run(command, timeout=30, check=False).returncode == 128 + signal.SIGTERM
+
+
 def test_ctrl_c_reaches_the_command_once(tmp_path):
   """A terminal sends it to the whole group; a second one would interrupt the save."""
   process = start(tmp_path)
