@@ -9,8 +9,8 @@ ends with the command's own exit code (128 + N where signal N ended it) when the
   - said that a person has to mend something (2: bad input or a full disk, 3: loss not finite);
   - ended --give_up_after times in a row (3) without a newer checkpoint than before.
 
-SIGTERM and Ctrl-C are passed on to the command, which saves and leaves with 75. On Linux it is also
-asked to stop when this program is killed.
+SIGTERM, Ctrl-C and SIGHUP (a closed terminal; not under nohup) are passed on to the command, which
+saves and leaves with 75. On Linux it is also asked to stop when this program is killed.
 """
 
 import argparse
@@ -50,8 +50,9 @@ def supervise(
     if process is not None:
       process.send_signal(number)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, pass_on)
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+      signal.signal(number, pass_on)
   in_vain = 0
   while True:
     before = newest_checkpoint(workdir)

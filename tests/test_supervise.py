@@ -69,7 +69,7 @@ def test_a_command_that_cannot_be_started_is_one_message(tmp_path):
 STOPPED = """
 import os, pathlib, signal, sys, time
 workdir, seen = pathlib.Path(sys.argv[1]), []
-for number in (signal.SIGTERM, signal.SIGINT):
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
   signal.signal(number, lambda number, _: seen.append(signal.Signals(number).name))
 (workdir / f"ready in {os.getpgrp()}").touch()
 deadline = time.monotonic() + 60
@@ -89,11 +89,12 @@ def start(workdir) -> subprocess.Popen:
   return process
 
 
-def test_a_stop_is_passed_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_passed_on(tmp_path, number):
   process = start(tmp_path)
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   assert process.wait(timeout=30) == 75
-  assert (tmp_path / "saved").read_text() == "SIGTERM"
+  assert (tmp_path / "saved").read_text() == number.name
 
 
 # The supervisor, to which a stop comes when its command has started and it does not know that yet.
