@@ -3,12 +3,13 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 
 import pytest
 import yaml
 
-from saol_jax.errors import PEER_LOST, Stopped, UserError
+from saol_jax.errors import PEER_LOST, DivergedError, Stopped, UserError
 from tests.support import ROOT
 
 # What stands for the interpreter notes each of its arguments in a line.
@@ -28,7 +29,8 @@ def launch(tmp_path):
 
   install(repository / ".venv" / "bin" / "python", PYTHON)
   # Each runs what the real one would run, on this machine.
-  install(commands / "srun", 'while [[ $1 == --* ]]; do shift; done; "$@"')
+  given = 'while [[ $1 == --* ]]; do shift; done; "$@"'
+  install(commands / "srun", f'printf "%s\\n" "$@" > "$NOTES/srun"; {given}')
   install(commands / "scontrol", 'printf "%s\\n" "$@" > "$NOTES/scontrol"')
   given = 'for word; do [[ $word == --command=* ]] && bash -c "${word#--command=}"; done'
   install(commands / "gcloud", f'printf "%s\\n" "$@" > "$NOTES/gcloud"; {given}')
@@ -45,7 +47,7 @@ def launch(tmp_path):
     )
     notes = {
       name: (tmp_path / name).read_text().splitlines()
-      for name in ("python", "scontrol", "gcloud")
+      for name in ("python", "srun", "scontrol", "gcloud")
       if (tmp_path / name).is_file()
     }
     return done, notes
@@ -54,14 +56,35 @@ def launch(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("code", "again"),
-  [(0, False), (Stopped.code, True), (PEER_LOST, True), (UserError.code, False), (1, False)],
+  ("code", "restarts", "again"),
+  [
+    (0, 0, False),
+    (UserError.code, 0, False),
+    (DivergedError.code, 0, False),
+    (Stopped.code, 0, True),
+    (Stopped.code, 99, True),  # at the end of each time limit
+    (PEER_LOST, 0, True),
+    (PEER_LOST, 20, False),
+    (128 + signal.SIGABRT, 0, True),  # JAX's answer to a lost peer
+    (128 + signal.SIGKILL, 19, True),  # out of memory
+    (128 + signal.SIGTERM, 0, True),  # stopped before there was anything to save
+    (1, 20, False),
+  ],
 )
-def test_slurm_queues_again_what_was_stopped_or_lost_a_node(launch, code, again):
-  done, notes = launch("slurm.sbatch", *ARGUMENTS, CODE=str(code), SLURM_JOB_ID="17")
+def test_slurm_queues_again_what_a_person_need_not_mend(launch, code, restarts, again):
+  job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
+  done, notes = launch("slurm.sbatch", *ARGUMENTS, CODE=str(code), **job)
   assert done.returncode == code, done.stderr
   assert notes["python"][1:] == ["main.py", *ARGUMENTS]
   assert notes.get("scontrol") == (["requeue", "17"] if again else None)
+  assert (f"restarted {restarts} times" in done.stderr) == (restarts == 20)
+
+
+def test_slurm_kills_no_process_that_is_about_to_leave(launch):
+  """Its signal would hide the exit code that says whether to queue the job again."""
+  _, notes = launch("slurm.sbatch", *ARGUMENTS)
+  assert "--kill-on-bad-exit=0" in notes["srun"]  # a cluster may have the other default
+  assert any(flag.startswith("--wait=") for flag in notes["srun"])  # and lets none hang for ever
 
 
 def test_every_worker_of_a_pod_gets_the_same_command(launch, tmp_path):
