@@ -14,6 +14,7 @@ saves and leaves with 75. On Linux it is also asked to stop when this program is
 """
 
 import argparse
+import contextlib
 import ctypes
 import pathlib
 import signal
@@ -81,7 +82,9 @@ def supervise(
 
 
 def _say(text: str) -> None:
-  print(f"supervise: the command {text}", file=sys.stderr, flush=True)
+  """Prints on stderr; on a full disk or a closed terminal the command matters more."""
+  with contextlib.suppress(OSError):
+    print(f"supervise: the command {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

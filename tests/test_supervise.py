@@ -50,6 +50,13 @@ def test_restarts_only_what_may_help(tmp_path, saves, codes, ends_with, starts):
   assert ("giving up" in done.stderr) == (codes == "1")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
+def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path):
+  command = supervised(tmp_path, "-c", CHILD, str(tmp_path), "no", "1,0")
+  with open("/dev/full", "w") as full:
+    assert subprocess.run(command, stderr=full, check=False).returncode == 0
+
+
 def test_an_end_by_a_signal_is_said_as_shells_do(tmp_path):
   kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
   done = subprocess.run(supervised(tmp_path, "-c", kill), check=False)

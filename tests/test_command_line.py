@@ -1,0 +1,30 @@
+"""How a program ends, with stand-ins for what main.py does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from saol_jax.errors import DivergedError, Stopped, UserError
+from tests.support import environment
+
+PROGRAM = """
+import sys
+from saol_jax import command_line, errors
+
+def program():
+  raise getattr(errors, sys.argv[1])("as told")
+
+command_line.run(program)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
+@pytest.mark.parametrize("outcome", [Stopped, UserError, DivergedError])
+def test_exit_code_survives_a_log_on_a_full_disk(outcome):
+  """As with `> log 2>&1`, or in a terminal that was closed."""
+  command = [sys.executable, "-c", PROGRAM, outcome.__name__]
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(command, stdout=full, stderr=full, env=environment(), check=False)
+  assert done.returncode == outcome.code
