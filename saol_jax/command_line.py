@@ -35,6 +35,14 @@ _PEER_LOST = (
 )
 
 
+class Folder(flags.ArgumentParser):
+  """Parses a flag that names a folder: `~` is the home folder, and nothing, the flag left out."""
+
+  def parse(self, argument: str) -> str | None:
+    """Returns the folder; None for an empty name, as an unset variable of a shell makes one."""
+    return os.path.expanduser(argument) or None
+
+
 def parse_flags(
   argv: list[str], values: flags.FlagValues, needed: Mapping[str, Sequence[str]]
 ) -> list[str]:

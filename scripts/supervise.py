@@ -97,11 +97,9 @@ def main() -> None:
   parser.add_argument("--pause", type=float, default=5.0, help="seconds before a restart")
   parser.add_argument("command", nargs="+", help="after --")
   options = parser.parse_args()
-  sys.exit(
-    supervise(
-      options.command, options.workdir, give_up_after=options.give_up_after, pause=options.pause
-    )
-  )
+  workdir = options.workdir.expanduser()
+  limits = {"give_up_after": options.give_up_after, "pause": options.pause}
+  sys.exit(supervise(options.command, workdir, **limits))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
+from saol_jax.command_line import Folder
 from saol_jax.errors import DivergedError, Stopped, UserError
 from tests.support import environment
 
@@ -28,3 +30,23 @@ def test_exit_code_survives_a_log_on_a_full_disk(outcome):
   with open("/dev/full", "w") as full:
     done = subprocess.run(command, stdout=full, stderr=full, env=environment(), check=False)
   assert done.returncode == outcome.code
+
+
+def folder(text: str) -> str | None:
+  """What a program gets for `--workdir=text`."""
+  values = flags.FlagValues()
+  flags.DEFINE(Folder(), "workdir", None, "a folder", values)
+  values(["program", f"--workdir={text}"])
+  return values.workdir
+
+
+def test_a_folder_below_home_is_not_below_one_that_is_called_tilde(monkeypatch):
+  """Bash leaves the ~ in --workdir=~/run as it is."""
+  monkeypatch.setenv("HOME", "/home/me")
+  assert folder("~/runs/a") == "/home/me/runs/a"
+  assert folder("runs/~a") == "runs/~a"
+
+
+def test_a_folder_without_a_name_is_missing():
+  """Not the folder where we are, which `pathlib.Path("")` is."""
+  assert folder("") is None

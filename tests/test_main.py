@@ -101,6 +101,7 @@ BAD_FLAGS = {
   "wrong type": (["--config.batch_size=many"], "many"),
   "unknown mode": (["--mode=dance"], "dance"),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
+  "workdir from an unset variable": (["--workdir="], "needs --workdir"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 

@@ -50,6 +50,13 @@ def test_restarts_only_what_may_help(tmp_path, saves, codes, ends_with, starts):
   assert ("giving up" in done.stderr) == (codes == "1")
 
 
+def test_progress_is_seen_in_a_workdir_below_home(tmp_path):
+  command = supervised("~/run", "-c", CHILD, str(tmp_path / "run"), "yes", "1,1,1,1,0")
+  (tmp_path / "run").mkdir()
+  home = os.environ | {"HOME": str(tmp_path)}
+  assert subprocess.run(command, env=home, check=False).returncode == 0
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
 def test_a_log_on_a_full_disk_does_not_end_the_run(tmp_path):
   command = supervised(tmp_path, "-c", CHILD, str(tmp_path), "no", "1,0")
