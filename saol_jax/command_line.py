@@ -39,7 +39,16 @@ class Folder(flags.ArgumentParser):
   """Parses a flag that names a folder: `~` is the home folder, and nothing, the flag left out."""
 
   def parse(self, argument: str) -> str | None:
-    """Returns the folder; None for an empty name, as an unset variable of a shell makes one."""
+    """Returns the folder; None for an empty name, as an unset variable of a shell makes one.
+
+    Raises:
+      ValueError: it is an address such as gs://bucket/run.
+    """
+    if "://" in argument:
+      raise ValueError(
+        "an address, where a folder was expected. Mount the bucket or share (gcsfuse, Filestore, "
+        "NFS) and name the folder where it is mounted"
+      )
     return os.path.expanduser(argument) or None
 
 

@@ -50,3 +50,10 @@ def test_a_folder_below_home_is_not_below_one_that_is_called_tilde(monkeypatch):
 def test_a_folder_without_a_name_is_missing():
   """Not the folder where we are, which `pathlib.Path("")` is."""
   assert folder("") is None
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///runs/a"])
+def test_an_address_is_no_folder(address):
+  """It would become a folder gs: here; the hint says how to write to a bucket."""
+  with pytest.raises(flags.IllegalFlagValueError, match=rf"--workdir={address}.*gcsfuse"):
+    folder(address)

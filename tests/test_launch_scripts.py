@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import yaml
 
+from saol_jax.command_line import Folder
 from saol_jax.errors import PEER_LOST, DivergedError, Stopped, UserError
 from tests.support import ROOT
 
@@ -89,7 +90,7 @@ def test_slurm_kills_no_process_that_is_about_to_leave(launch):
 
 def test_every_worker_of_a_pod_gets_the_same_command(launch, tmp_path):
   names = {"TPU": "my-pod", "ZONE": "us-central2-b", "REPO": "my repository"}
-  places = {"WORKDIR": "gs://bucket/a run", "DATA": "/mnt/my data"}
+  places = {"WORKDIR": "/mnt/runs/a run", "DATA": "/mnt/my data"}
   done, notes = launch("tpu_pod.sh", *ARGUMENTS, cwd=tmp_path, **names, **places)
   assert done.returncode == 0, done.stderr
   assert notes["gcloud"][:5] == ["compute", "tpus", "tpu-vm", "ssh", "my-pod"]
@@ -99,9 +100,18 @@ def test_every_worker_of_a_pod_gets_the_same_command(launch, tmp_path):
   assert command == [
     "main.py",
     *ARGUMENTS,
-    "--workdir=gs://bucket/a run",
+    "--workdir=/mnt/runs/a run",
     "--config.data.data_dir=/mnt/my data",
   ]
+
+
+def test_the_example_for_a_pod_names_folders_that_can_be_mounted(launch):
+  """As it stands in the header; `Folder` refuses an address."""
+  text = (ROOT / "scripts" / "tpu_pod.sh").read_text()
+  example = dict(re.findall(r"\b(TPU|ZONE|WORKDIR|DATA)=(\S+)", text.partition("set -euo")[0]))
+  _, notes = launch("tpu_pod.sh", REPO=".", **example)
+  for argument in notes["python"][2:]:
+    assert Folder().parse(argument.partition("=")[2]).startswith("/")
 
 
 def test_a_pod_without_a_name_is_refused(launch):

@@ -102,6 +102,7 @@ BAD_FLAGS = {
   "unknown mode": (["--mode=dance"], "dance"),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
   "workdir from an unset variable": (["--workdir="], "needs --workdir"),
+  "workdir in a bucket": (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 
