@@ -22,6 +22,8 @@ _OF_THE_DISK = {
   errno.EPERM,
   errno.EIO,
   errno.ESTALE,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
 }
 # What a flag is for, said where it is missing.
 _FLAG_HELP = {
