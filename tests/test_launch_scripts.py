@@ -121,9 +121,12 @@ def test_a_pod_without_a_name_is_refused(launch):
   assert not notes
 
 
+def read_jobset() -> dict:
+  return yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
+
+
 def test_the_pods_of_a_jobset_find_each_other():
-  text = (ROOT / "scripts" / "jobset.yaml").read_text()
-  jobset = yaml.safe_load(text)
+  jobset = read_jobset()
   (job,) = jobset["spec"]["replicatedJobs"]
   pods = job["template"]["spec"]
   (container,) = pods["template"]["spec"]["containers"]
@@ -142,5 +145,45 @@ def test_the_pods_of_a_jobset_find_each_other():
   mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
   assert {
     f"/{flags[name].split('/')[1]}" for name in ("workdir", "config.data.data_dir")
-  } == mounted
+  } == mounted - {"/dev/shm"}
+  volumes = {volume["name"] for volume in pods["template"]["spec"]["volumes"]}
+  assert {mount["name"] for mount in container["volumeMounts"]} == volumes
   assert shlex.join(container["command"][:2]) == ".venv/bin/python main.py"
+
+
+def after_failed_pod(jobset: dict, code: int, condition: str | None) -> str:
+  """What JobSet does once a pod has ended so, by the documents of Kubernetes and JobSet."""
+  (job,) = jobset["spec"]["replicatedJobs"]
+  reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+  for index, rule in enumerate(job["template"]["spec"]["podFailurePolicy"]["rules"]):
+    which = f"matching {rule['action']} rule at index {index}"
+    if code in rule.get("onExitCodes", {}).get("values", ()):
+      reason = "PodFailurePolicy"
+      message = f"Container train for pod default/saol-7 failed with exit code {code} {which}"
+      break
+    if condition in [pattern["type"] for pattern in rule.get("onPodConditions", ())]:
+      reason = "PodFailurePolicy"
+      message = f"Pod default/saol-7 has condition {condition} {which}"
+      break
+  for rule in jobset["spec"]["failurePolicy"]["rules"]:
+    patterns = rule.get("onJobFailureMessagePatterns", [""])
+    fits = any(re.search(pattern, message) for pattern in patterns)
+    if reason in rule["onJobFailureReasons"] and fits:
+      return rule["action"]
+  return "RestartJobSet"
+
+
+@pytest.mark.parametrize(
+  ("code", "condition", "action"),
+  [
+    (UserError.code, None, "FailJobSet"),
+    (DivergedError.code, None, "FailJobSet"),
+    (Stopped.code, None, "RestartJobSetAndIgnoreMaxRestarts"),
+    (Stopped.code, "DisruptionTarget", "RestartJobSetAndIgnoreMaxRestarts"),
+    (128 + signal.SIGKILL, "DisruptionTarget", "RestartJobSetAndIgnoreMaxRestarts"),
+    (PEER_LOST, None, "RestartJobSet"),
+    (128 + signal.SIGABRT, None, "RestartJobSet"),
+  ],
+)
+def test_a_jobset_counts_crashes_and_gives_up_where_a_person_has_to_mend(code, condition, action):
+  assert after_failed_pod(read_jobset(), code, condition) == action
