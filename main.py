@@ -27,10 +27,12 @@ MODES = {
 SEVERAL_PROCESSES = ("train", "evaluate")
 
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits_saol.py.")
-flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes it.")
+flags.DEFINE(command_line.Folder(), "workdir", None, "Folder of the run; the same one resumes it.")
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 flags.DEFINE_string("images", None, "For predict: a file, a folder, or a pattern in quotes.")
-flags.DEFINE_string("output", None, "For predict and export: folder; else in --workdir.")
+flags.DEFINE(
+  command_line.Folder(), "output", None, "For predict and export: folder; else in --workdir."
+)
 flags.DEFINE_integer("top_k", 5, "For predict: how many classes to name.")
 flags.DEFINE_string("backbones", "*", "For list: a pattern of names, such as 'resnet*'.")
 flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For export: which one.")

@@ -1,5 +1,6 @@
 """What `main.py` and other programs of ours share: flags with clear mistakes, and exit codes."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -21,6 +22,8 @@ _OF_THE_DISK = {
   errno.EPERM,
   errno.EIO,
   errno.ESTALE,
+  errno.ENAMETOOLONG,
+  errno.ELOOP,
 }
 # What a flag is for, said where it is missing.
 _FLAG_HELP = {
@@ -32,6 +35,23 @@ _PEER_LOST = (
   "another process of this run is gone, or the network between them. Start all processes again "
   "with the same command: the run goes on from its newest checkpoint"
 )
+
+
+class Folder(flags.ArgumentParser):
+  """Parses a flag that names a folder: `~` is the home folder, and nothing, the flag left out."""
+
+  def parse(self, argument: str) -> str | None:
+    """Returns the folder; None for an empty name, as an unset variable of a shell makes one.
+
+    Raises:
+      ValueError: it is an address such as gs://bucket/run.
+    """
+    if "://" in argument:
+      raise ValueError(
+        "an address, where a folder was expected. Mount the bucket or share (gcsfuse, Filestore, "
+        "NFS) and name the folder where it is mounted"
+      )
+    return os.path.expanduser(argument) or None
 
 
 def parse_flags(
@@ -88,27 +108,26 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
     code = _exit_code_of(function, who)
     distributed.leave_processes()
   except (errors.UserError, errors.DivergedError) as error:
-    print(f"{who}error: {error}", file=sys.stderr)
+    _say(f"{who}error: {error}")
     code = error.code
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       raise
-    print(
+    _say(
       f"{who}error: {error}; the checkpoints saved so far are as they were. Free some space or "
-      "mend the folder, then run the same command again to go on.",
-      file=sys.stderr,
+      "mend the folder, then run the same command again to go on."
     )
     code = errors.UserError.code
   except jax.errors.JaxRuntimeError as error:
     if not who:
       raise
-    print(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
+    _say(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})")
     code = errors.PEER_LOST
   if code or who:
     # A normal exit waits for a compilation that still goes on in a thread. In one of several
     # processes it also takes the connections apart, which can abort another that is doing the same.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+      print(end="", flush=True)
     os._exit(code)
 
 
@@ -117,11 +136,17 @@ def _exit_code_of(function: Callable[[], object], who: str) -> int:
   try:
     result = function()
   except errors.Stopped as stopped:
-    print(f"{who}{stopped} Run the same command again to go on.", file=sys.stderr)
+    _say(f"{who}{stopped} Run the same command again to go on.")
     return stopped.code
   return result if isinstance(result, int) else 0
 
 
 def _leave(message: str) -> NoReturn:
-  print(f"error: {message}", file=sys.stderr)
+  _say(f"error: {message}")
   sys.exit(errors.UserError.code)
+
+
+def _say(message: str) -> None:
+  """Prints on stderr; where that is a full disk or a closed terminal, the exit code has to do."""
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)

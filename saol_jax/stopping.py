@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a polite request: finish the step, save, leave."""
+"""SIGTERM, SIGINT and SIGHUP as a polite request: finish the step, save, leave."""
 
 import signal
 import threading
@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 
 class StopRequest:
-  """Inside `with`, SIGTERM and SIGINT only set a flag; a second SIGINT interrupts at once.
+  """Inside `with`, SIGTERM, SIGINT and SIGHUP only set a flag; a second SIGINT interrupts at once.
+
+  SIGHUP, which a closed terminal sends, stays ignored where it is, as under nohup.
 
   Several processes stop after the same step, or one would wait for the others' part of it for
   ever. A request to any of them travels as a vote inside the batch; the sum that the step returns
@@ -31,8 +33,9 @@ class StopRequest:
   def __enter__(self) -> "StopRequest":
     # Python allows handlers in the main thread alone; elsewhere `set` still works.
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
+      for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+          self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_) -> None:

@@ -3,16 +3,19 @@
   python scripts/supervise.py --workdir=DIR -- python main.py --config=... --workdir=DIR
 
 A run goes on from its newest checkpoint whenever its command is started again; this does that. It
-ends with the command's own exit code when the command
+ends with the command's own exit code (128 + N where signal N ended it) when the command
 
   - ended well, or was asked to stop (0, 75);
   - said that a person has to mend something (2: bad input or a full disk, 3: loss not finite);
   - ended --give_up_after times in a row (3) without a newer checkpoint than before.
 
-SIGTERM and Ctrl-C are passed on to the command, which saves and leaves with 75.
+SIGTERM, Ctrl-C and SIGHUP (a closed terminal; not under nohup) are passed on to the command, which
+saves and leaves with 75. On Linux it is also asked to stop when this program is killed.
 """
 
 import argparse
+import contextlib
+import ctypes
 import pathlib
 import signal
 import subprocess
@@ -20,6 +23,7 @@ import sys
 import time
 
 _FINAL = (0, 2, 3, 75)  # exit codes, see saol_jax/errors.py
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2), Linux alone
 
 
 def newest_checkpoint(workdir: pathlib.Path) -> int:
@@ -28,12 +32,18 @@ def newest_checkpoint(workdir: pathlib.Path) -> int:
   return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
+def _end_with_parent() -> None:
+  """In the command's process: asks for SIGTERM when the supervisor dies, by a kill -9 even."""
+  ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 def supervise(
   command: list[str], workdir: pathlib.Path, *, give_up_after: int, pause: float
 ) -> int:
   """Runs a command until one of the reasons above ends it; returns its exit code."""
   process: subprocess.Popen | None = None
   stopping = False
+  end_with_parent = _end_with_parent if sys.platform == "linux" else None
 
   def pass_on(number, frame) -> None:
     nonlocal stopping
@@ -41,13 +51,23 @@ def supervise(
     if process is not None:
       process.send_signal(number)
 
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, pass_on)
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+      signal.signal(number, pass_on)
   in_vain = 0
   while True:
     before = newest_checkpoint(workdir)
-    process = subprocess.Popen(command)
+    # A terminal sends Ctrl-C to all that it started. In a session of its own the command sees only
+    # what is passed on: it takes a second one for "leave without saving".
+    try:
+      process = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
+    except OSError as error:
+      _say(f"cannot be started: {error}; after -- goes a program that exists, and its arguments")
+      return 2
+    if stopping:  # perhaps since before there was a process; a SIGTERM may come twice
+      process.terminate()
     code = process.wait()
+    code = code if code >= 0 else 128 - code  # as shells say it
     if code in _FINAL or stopping:
       return code
     step = newest_checkpoint(workdir)
@@ -62,7 +82,9 @@ def supervise(
 
 
 def _say(text: str) -> None:
-  print(f"supervise: the command {text}", file=sys.stderr, flush=True)
+  """Prints on stderr; on a full disk or a closed terminal the command matters more."""
+  with contextlib.suppress(OSError):
+    print(f"supervise: the command {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -75,11 +97,9 @@ def main() -> None:
   parser.add_argument("--pause", type=float, default=5.0, help="seconds before a restart")
   parser.add_argument("command", nargs="+", help="after --")
   options = parser.parse_args()
-  sys.exit(
-    supervise(
-      options.command, options.workdir, give_up_after=options.give_up_after, pause=options.pause
-    )
-  )
+  workdir = options.workdir.expanduser()
+  limits = {"give_up_after": options.give_up_after, "pause": options.pause}
+  sys.exit(supervise(options.command, workdir, **limits))
 
 
 if __name__ == "__main__":

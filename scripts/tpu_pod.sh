@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a run on every worker of a TPU pod slice, or starts it again after a preemption.
 #
-#   TPU=my-pod ZONE=us-central2-b WORKDIR=gs://BUCKET/runs/imagenet DATA=/mnt/data \
+#   TPU=my-pod ZONE=us-central2-b WORKDIR=/mnt/runs/imagenet DATA=/mnt/data \
 #     bash scripts/tpu_pod.sh --config=configs/imagenet_saol.py
 #
 # Data:    DATA must be there on every worker: a disk attached read-only to all, or a local copy. Each

@@ -101,6 +101,9 @@ BAD_FLAGS = {
   "wrong type": (["--config.batch_size=many"], "many"),
   "unknown mode": (["--mode=dance"], "dance"),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
+  "workdir from an unset variable": (["--workdir="], "needs --workdir"),
+  "workdir in a bucket": (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run"),
+  "workdir with a long name": ([f"--workdir=/tmp/{300 * 'x'}"], "File name too long"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
 }
 

@@ -1,0 +1,59 @@
+"""How a program ends, with stand-ins for what main.py does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from saol_jax.command_line import Folder
+from saol_jax.errors import DivergedError, Stopped, UserError
+from tests.support import environment
+
+PROGRAM = """
+import sys
+from saol_jax import command_line, errors
+
+def program():
+  raise getattr(errors, sys.argv[1])("as told")
+
+command_line.run(program)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
+@pytest.mark.parametrize("outcome", [Stopped, UserError, DivergedError])
+def test_exit_code_survives_a_log_on_a_full_disk(outcome):
+  """As with `> log 2>&1`, or in a terminal that was closed."""
+  command = [sys.executable, "-c", PROGRAM, outcome.__name__]
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(command, stdout=full, stderr=full, env=environment(), check=False)
+  assert done.returncode == outcome.code
+
+
+def folder(text: str) -> str | None:
+  """What a program gets for `--workdir=text`."""
+  values = flags.FlagValues()
+  flags.DEFINE(Folder(), "workdir", None, "a folder", values)
+  values(["program", f"--workdir={text}"])
+  return values.workdir
+
+
+def test_a_folder_below_home_is_not_below_one_that_is_called_tilde(monkeypatch):
+  """Bash leaves the ~ in --workdir=~/run as it is."""
+  monkeypatch.setenv("HOME", "/home/me")
+  assert folder("~/runs/a") == "/home/me/runs/a"
+  assert folder("runs/~a") == "runs/~a"
+
+
+def test_a_folder_without_a_name_is_missing():
+  """Not the folder where we are, which `pathlib.Path("")` is."""
+  assert folder("") is None
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///runs/a"])
+def test_an_address_is_no_folder(address):
+  """It would become a folder gs: here; the hint says how to write to a bucket."""
+  with pytest.raises(flags.IllegalFlagValueError, match=rf"--workdir={address}.*gcsfuse"):
+    folder(address)
