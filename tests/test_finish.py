@@ -7,7 +7,7 @@ from saol_jax import finish
 
 def test_summary_holds_every_number_aligned():
   text = finish.summary(
-    heads={"SAOL": 0.97214, "GAP-FC": 1.0},
+    top1={("test", "SAOL"): 0.97214, ("test", "GAP-FC"): 1.0},
     seconds=252.4,
     images_per_second=1551.2,
     files={"workdir": pathlib.Path("runs/digits"), "curves": "runs/digits/curves.png"},
@@ -39,7 +39,9 @@ def test_summary_holds_every_number_aligned():
   ],
 )
 def test_summary_without_training_and_durations(seconds, words):
-  text = finish.summary(heads={"SAOL": 0.5}, seconds=seconds, images_per_second=None, files={})
+  text = finish.summary(
+    top1={("test", "SAOL"): 0.5}, seconds=seconds, images_per_second=None, files={}
+  )
   assert text.splitlines()[-1].endswith(f" {words}")
   assert "images/s" not in text
   assert "Next" not in text

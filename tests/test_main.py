@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 def test_run_shows_progress_and_ends_with_a_summary(finished):
   workdir, output = finished
   assert "Total: " in output  # the parameter overview
-  for line in ("step  4/12  33.3 %", "images/s", " left", "evaluation at step 12"):
+  for line in ("step  4/12  33.3 %", "images/s", " left", "evaluation at step 12, test: saol"):
     assert line in output
   final = records(workdir)[-1]
   assert f"{100 * final['eval/ema_saol_top1']:.2f} %" in output
@@ -218,6 +218,21 @@ def test_baseline_runs_to_the_end_and_is_evaluated(tmp_path, caplog):
   assert {name for name in final if name.endswith("top1")} == {"eval/gap_top1"}
   assert (tmp_path / "curves.png").exists()
   assert re.search(rf"GAP-FC +{100 * final['eval/gap_top1']:.2f} %", caplog.text)
+
+
+def test_what_was_held_out_and_the_test_split_are_told_apart(tmp_path, caplog):
+  config = tiny_config("gap", optimizer__ema_decay=0.0, data__validation=0.1)
+  with caplog.at_level(logging.INFO, "saol_jax"):
+    train_and_evaluate(config, tmp_path)
+  final = records(tmp_path)[-1]
+  assert final["eval/gap_top1"] != final["test/gap_top1"]
+  for split, prefix in (("validation", "eval"), ("test", "test")):
+    score = f"{100 * final[f'{prefix}/gap_top1']:.2f} %"
+    assert f"evaluation at step 12, {split}: gap_top1 {score}" in caplog.text
+    assert re.search(rf"{split} top-1 GAP-FC +{score}", caplog.messages[-1])
+    folder = tmp_path / f"evaluation_{split}_latest"
+    assert re.search(rf"(?m){split} classes +{folder}$", caplog.messages[-1])
+    assert folder.is_dir()
 
 
 def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):
