@@ -70,7 +70,7 @@ def finish(
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=_next_commands(workdir, bool(len(source.boxed))),
+    next_commands=_next_commands(bool(len(source.boxed))),
   )
 
 
@@ -116,7 +116,7 @@ def _head_name(metric: str, prefix: str) -> str:
   return f"{name}, EMA" if head.startswith("ema_") else name
 
 
-def _next_commands(workdir: pathlib.Path, with_boxes: bool) -> list[tuple[str, str]]:
+def _next_commands(with_boxes: bool) -> list[tuple[str, str]]:
   """What to try after this run, as commands to copy; none where it was not started by main.py."""
   if pathlib.Path(sys.argv[0]).name != "main.py":
     return []
@@ -127,8 +127,9 @@ def _next_commands(workdir: pathlib.Path, with_boxes: bool) -> list[tuple[str, s
   ]
   if with_boxes:
     commands.append(("score its maps against the true boxes", f"{same} --mode=localize"))
-  predict = shlex.join([_python(), sys.argv[0], f"--workdir={workdir}", "--mode=predict"])
-  commands.append(("see what it makes of your images", f"{predict} --images=FOLDER"))
+  # A recipe may have registered the backbone: --config stays, though most networks need none here.
+  predict = f"{same} --mode=predict --images=FOLDER"
+  commands.append(("see what it makes of your images", predict))
   return commands
 
 

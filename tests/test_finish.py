@@ -1,4 +1,6 @@
 import pathlib
+import shlex
+import sys
 
 import pytest
 
@@ -45,3 +47,11 @@ def test_summary_without_training_and_durations(seconds, words):
   assert text.splitlines()[-1].endswith(f" {words}")
   assert "images/s" not in text
   assert "Next" not in text
+
+
+def test_every_next_command_keeps_the_recipe_which_may_register_the_backbone(monkeypatch):
+  argv = ["main.py", "--config", "my recipe.py", "--workdir=run", "--process_id=0"]
+  monkeypatch.setattr(sys, "argv", argv)
+  commands = [shlex.split(command)[1:] for _, command in finish._next_commands(with_boxes=True)]
+  assert [command[:4] for command in commands] == [argv[:4]] * 3
+  assert commands[-1][4:] == ["--mode=predict", "--images=FOLDER"]
