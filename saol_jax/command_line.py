@@ -90,6 +90,9 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   except (errors.UserError, errors.DivergedError) as error:
     print(f"{who}error: {error}", file=sys.stderr)
     code = error.code
+  except ModuleNotFoundError as error:
+    print(f"{who}error: {errors.missing_package(error)}", file=sys.stderr)
+    code = errors.UserError.code
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       raise

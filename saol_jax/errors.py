@@ -10,6 +10,14 @@
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 
 
+def missing_package(error: ModuleNotFoundError) -> str:
+  """What to do where a package is not installed, as the head alone needs few."""
+  return (
+    f"the package {error.name!r} is not installed; install all that training, evaluation and "
+    "pictures need: pip install 'FOLDER[training]', FOLDER being that of saol_jax's pyproject.toml"
+  )
+
+
 class UserError(Exception):
   """Bad input: the message names the value, what was expected, and how to mend it."""
 
