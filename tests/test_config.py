@@ -17,7 +17,7 @@ NAN = math.nan
 # Field -> values that make no sense.
 BAD = {
   "dtype": ["float16", ""],
-  "seed": [-1],
+  "seed": [-1, 2**32, 2**64],
   "batch_size": [0, -8],
   "eval_batch_size": [0],
   "num_epochs": [NAN, float("inf")],
