@@ -181,6 +181,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.dtype == "auto":
     config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
+  for name, value in _flat(config).items():
+    if isinstance(value, list) and not all(isinstance(x, int | float) for x in value):
+      raise UserError(f"{name}={tuple(value)}; expected numbers with commas between")
   _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
   _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
   _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
