@@ -98,7 +98,12 @@ BAD_FLAGS = {
     "expected saol or gap",
   ),
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
-  "wrong type": (["--config.batch_size=many"], "many"),
+  "unknown field of a group": (
+    ["--config.optimiser.learning_rate=1"],
+    "unknown config field 'optimiser'\nDid you mean \"optimizer\"",
+  ),
+  "group": (["--config.data=cifar10"], "Did you mean --config.data.name=cifar10?"),
+  "wrong type": (["--config.batch_size=a: b"], "--config.batch_size=a: b; expected a whole number"),
   "unknown mode": (["--mode=dance"], "dance"),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
   "workdir below a file": (["--workdir=/etc/hostname/run"], "/etc/hostname/run"),
