@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from saol_jax import data as data_module
+from saol_jax.config import resolve
 from saol_jax.data import ArraySource
 from saol_jax.errors import DivergedError, UserError
 from saol_jax.evaluate import evaluate_workdir
+from saol_jax.experiment import Experiment
 from saol_jax.train import train_and_evaluate
 from tests.support import ROOT, command, environment, mesh_of, records, run, snapshot, tiny_config
 
@@ -155,6 +157,16 @@ def test_devices_must_divide_the_batch(tmp_path):
   """The suite has four."""
   with pytest.raises(UserError, match=r"the 4 devices.*--config\.batch_size=20"):
     train_and_evaluate(tiny_config(batch_size=18, model__norm_group=2), tmp_path / "run")
+
+
+def test_the_proposed_batch_size_satisfies_all_at_once(monkeypatch):
+  """14 on one device: fives for L_SS2's share, pairs within each."""
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(1))
+  changes = {"model__norm_group": 0, "loss__consistency_every": 5}
+  with pytest.raises(UserError, match=r"every=5; expected a multiple of 10,") as error:
+    Experiment(resolve(tiny_config(batch_size=14, **changes)))
+  proposed = int(re.search(r"--config\.batch_size=(\d+)", str(error.value))[1])
+  Experiment(resolve(tiny_config(batch_size=proposed, **changes)))
 
 
 @pytest.mark.parametrize(
