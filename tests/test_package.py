@@ -1,9 +1,12 @@
 """What `import saol_jax` gives, in an interpreter of its own."""
 
 import sys
+import tomllib
+
+from packaging.requirements import Requirement
 
 import saol_jax
-from tests.support import run
+from tests.support import ROOT, run
 
 
 def python(code: str) -> str:
@@ -46,3 +49,30 @@ print(saol_jax.pretrained.load_pretrained.__name__, saol_jax.load.__module__)
 print(hasattr(saol_jax, "nonsense"))
 """
   assert python(code).splitlines() == ["[]", "[]", "load_pretrained saol_jax.predictor", "False"]
+
+
+def test_ranges_are_of_the_packages_that_are_pinned_and_allow_their_versions():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  extra = project["optional-dependencies"]["training"]
+  ranges = [Requirement(line) for line in (*project["dependencies"], *extra)]
+  lines = (ROOT / "requirements.txt").read_text().splitlines()
+  pins = dict(line.split("#")[0].strip().split("==") for line in lines if not line.startswith("#"))
+  del pins["jaxlib"]  # JAX brings its own
+  assert sorted(range.name for range in ranges) == sorted(pins)
+  for range in ranges:
+    assert "==" not in str(range.specifier), range
+    assert pins[range.name] in range.specifier, range
+
+
+def test_without_the_extra_a_trained_model_can_be_loaded():
+  """As after `pip install .`: what only the extra brings cannot be imported."""
+  code = """
+import sys
+for name in ("array_record", "clu", "cv2", "matplotlib", "sklearn", "tensorboard", "tensorflow",
+             "tensorflow_datasets"):
+  sys.modules[name] = None
+import saol_jax
+from saol_jax import explain, fuse, localization, losses, pretrained
+print(saol_jax.load.__name__)
+"""
+  assert python(code) == "load"
