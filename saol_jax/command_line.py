@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import pathlib
 import sys
@@ -9,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import flags
 
 from saol_jax import compilation_cache, console, distributed, errors
+from saol_jax.config import default_config
 
 # A person can mend these; another OSError is a bug of ours, and its traceback is wanted.
 _OF_THE_DISK = {
@@ -30,6 +34,14 @@ _FLAG_HELP = {
   "config": "a recipe such as configs/digits_saol.py",
   "workdir": "the folder of the run",
   "images": "a file, a folder, or a pattern in quotes",
+}
+# What a field of the config takes, by the type of its default.
+_KINDS = {
+  bool: "true or false",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: 'numbers with commas between, in quotes: "(0.3,0.6)"',
 }
 _PEER_LOST = (
   "another process of this run is gone, or the network between them. Start all processes again "
@@ -74,8 +86,10 @@ def parse_flags(
         _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}")
     if values.config is not None:
       values.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
-  except AttributeError as error:
-    cause = error.args[0]  # config_flags wraps a KeyError
+  except flags.IllegalFlagValueError as error:
+    _leave(_illegal(error))
+  except (AttributeError, KeyError) as error:
+    cause = error.args[0]  # config_flags may wrap a KeyError
     field = cause.args[0] if isinstance(cause, KeyError) else cause
     _leave(f"unknown config field {field}\nAll fields are in saol_jax/config.py")
   except OSError as error:
@@ -110,6 +124,9 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   except (errors.UserError, errors.DivergedError) as error:
     _say(f"{who}error: {error}")
     code = error.code
+  except ModuleNotFoundError as error:
+    print(f"{who}error: {errors.missing_package(error)}", file=sys.stderr)
+    code = errors.UserError.code
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       raise
@@ -139,6 +156,22 @@ def _exit_code_of(function: Callable[[], object], who: str) -> int:
     _say(f"{who}{stopped} Run the same command again to go on.")
     return stopped.code
   return result if isinstance(result, int) else 0
+
+
+def _illegal(error: flags.IllegalFlagValueError) -> str:
+  """What absl says of a flag's value, in our words where it is that of a field of the config."""
+  flag = str(error).removesuffix(f": {error.__context__}")
+  name, _, value = flag.removeprefix("flag --config.").partition("=")
+  if name.startswith("flag --"):
+    return str(error)
+  field = functools.reduce(operator.getitem, name.split("."), default_config())
+  if isinstance(field, ml_collections.ConfigDict):
+    hint = f" Did you mean --config.{name}.name={value}?" if "name" in field else ""
+    return (
+      f"{name} is a group of fields; expected --config.{name}.FIELD={value}, FIELD being one of "
+      f"{', '.join(field)}.{hint}"
+    )
+  return f"--config.{name}={value}; expected {_KINDS[type(field)]}"
 
 
 def _leave(message: str) -> NoReturn:

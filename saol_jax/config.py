@@ -38,7 +38,6 @@ _AT_LEAST_ONE = (
   "optimizer.accumulate",
 )
 _AT_LEAST_ZERO = (
-  "seed",
   "num_train_steps",
   "model.norm_group",
   "data.crop_padding",
@@ -185,6 +184,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.dtype == "auto":
     config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
+  for name, value in _flat(config).items():
+    if isinstance(value, list) and not all(isinstance(x, int | float) for x in value):
+      raise UserError(f"{name}={tuple(value)}; expected numbers with commas between")
   _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
   _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
   _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
@@ -196,6 +198,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     _at_least(name, _get(config, name), 1)
   for name in _AT_LEAST_ZERO:
     _at_least(name, _get(config, name), 0)
+  if not 0 <= config.seed < 2**32:  # JAX's keys drop higher bits in silence
+    raise UserError(f"seed={config.seed}; expected 0 to {2**32 - 1}")
   for name in _SHARES:
     _below_one(name, _get(config, name))
   for name in ("model.kernel_size", "model.lateral_kernel_size"):

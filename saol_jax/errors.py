@@ -2,11 +2,20 @@
 
 2   bad input, or a disk or folder that cannot be used
 3   a loss or gradient was not finite
+4   predict: images that could not be read were skipped, the others are done
 69  another process of the run is gone: start all again
 75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
 """
 
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+  """What to do where a package is not installed, as the head alone needs few."""
+  return (
+    f"the package {error.name!r} is not installed; install all that training, evaluation and "
+    "pictures need: pip install 'FOLDER[training]', FOLDER being that of saol_jax's pyproject.toml"
+  )
 
 
 class UserError(Exception):

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Mapping
 
 import jax
@@ -264,18 +265,20 @@ def _check_batch_size(config: ml_collections.ConfigDict, devices: int) -> None:
   size, parts, group = config.batch_size, config.optimizer.accumulate, config.model.norm_group
   every = config.loss.consistency_every if "consistency" in loss_weights(config) else 1
   together = parts * every * examples_kept_together(config)
-  for divisor, what in (
+  divisors = (
     (devices, f"the {devices} devices"),
     (parts, f"optimizer.accumulate={parts}"),
     (group or 1, f"model.norm_group={group}"),
     (2 if config.cutmix.prob or config.mixup.prob else 1, "CutMix's or mixup's pairs"),
     (every, f"loss.consistency_every={every}"),
     (together, "pairs and norm groups in each accumulated part and each share for L_SS2"),
-  ):
+  )
+  least = math.lcm(*(divisor for divisor, _ in divisors))
+  for divisor, what in divisors:
     if size % divisor:
       raise UserError(
-        f"batch_size={size} cannot be divided by {what}; expected a multiple of {divisor}, such as "
-        f"--config.batch_size={-(-size // divisor) * divisor}"
+        f"batch_size={size} cannot be divided by {what}; expected a multiple of {least}, which all "
+        f"fields allow, such as --config.batch_size={-(-size // least) * least}"
       )
   if size // devices % together:
     logger.warning(

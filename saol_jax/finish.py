@@ -52,28 +52,31 @@ def finish(
   predictions = figures.at_the_end(state)
   if predictions is not None:
     files["predictions"] = str(predictions)
-  classes = workdir / f"evaluation_{experiment.eval_split}_latest"
-  if classes.is_dir():
-    files["classes"] = str(classes)
+  splits = {"eval": experiment.eval_split, "test": "test"}  # by prefix of the scores' names
+  for split in dict.fromkeys(splits.values()):
+    classes = workdir / f"evaluation_{split}_latest"
+    if classes.is_dir():
+      files[f"{split} classes"] = str(classes)
 
   final = next(record for record in reversed(records) if experiment.score_name in record)
   rates = [r["time/images_per_second"] for r in records if "time/images_per_second" in r]
   return summary(
-    heads={
-      _head_name(name): value
+    top1={
+      (split, _head_name(name, prefix)): value
+      for prefix, split in splits.items()
       for name, value in final.items()
-      if name.startswith("eval/") and name.endswith("_top1")
+      if name.startswith(f"{prefix}/") and name.endswith("_top1")
     },
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=_next_commands(workdir, bool(len(source.boxed))),
+    next_commands=_next_commands(bool(len(source.boxed))),
   )
 
 
 def summary(
   *,
-  heads: Mapping[str, float],
+  top1: Mapping[tuple[str, str], float],
   seconds: float,
   images_per_second: float | None,
   files: Mapping[str, str | os.PathLike],
@@ -82,7 +85,7 @@ def summary(
   """The last words of a run: accuracy, time, where everything lies, what to try next.
 
   Args:
-    heads: top-1 as a share in [0, 1] by the head's name, e.g. {"SAOL": 0.9721}.
+    top1: share in [0, 1] by names of split and head, e.g. {("test", "SAOL"): 0.9721}.
     seconds: wall time of the run.
     images_per_second: training throughput without compilation; None where nothing was trained.
     files: path by label, e.g. {"checkpoints": workdir / "checkpoints"}.
@@ -92,7 +95,7 @@ def summary(
     Aligned lines of plain text, without a line break at the end. Commands stand alone on their
     line, to be copied.
   """
-  rows = [(f"top-1 {name}", f"{100 * share:6.2f} %") for name, share in heads.items()]
+  rows = [(f"{split} top-1 {head}", f"{100 * x:6.2f} %") for (split, head), x in top1.items()]
   rows.append(("time", _duration(seconds)))
   if images_per_second is not None:
     rows.append(("training speed", f"{images_per_second:,.0f} images/s"))
@@ -106,14 +109,14 @@ def summary(
   return "\n".join(["Done.", *lines])
 
 
-def _head_name(metric: str) -> str:
+def _head_name(metric: str, prefix: str) -> str:
   """eval/ema_saol_top1 -> SAOL, EMA."""
-  head = metric.removeprefix("eval/").removesuffix("_top1")
+  head = metric.removeprefix(f"{prefix}/").removesuffix("_top1")
   name = {"saol": "SAOL", "gap": "GAP-FC"}[head.removeprefix("ema_")]
   return f"{name}, EMA" if head.startswith("ema_") else name
 
 
-def _next_commands(workdir: pathlib.Path, with_boxes: bool) -> list[tuple[str, str]]:
+def _next_commands(with_boxes: bool) -> list[tuple[str, str]]:
   """What to try after this run, as commands to copy; none where it was not started by main.py."""
   if pathlib.Path(sys.argv[0]).name != "main.py":
     return []
@@ -124,8 +127,9 @@ def _next_commands(workdir: pathlib.Path, with_boxes: bool) -> list[tuple[str, s
   ]
   if with_boxes:
     commands.append(("score its maps against the true boxes", f"{same} --mode=localize"))
-  predict = shlex.join([_python(), sys.argv[0], f"--workdir={workdir}", "--mode=predict"])
-  commands.append(("see what it makes of your images", f"{predict} --images=FOLDER"))
+  # A recipe may have registered the backbone: --config stays, though most networks need none here.
+  predict = f"{same} --mode=predict --images=FOLDER"
+  commands.append(("see what it makes of your images", predict))
   return commands
 
 

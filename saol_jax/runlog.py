@@ -24,7 +24,8 @@ class RunLog:
 
   Of several processes the first one writes; `records` are the same in all.
 
-  Keys under `time/` depend on the machine; all others are a pure function of the config.
+  Keys under `time/` differ from run to run; all others repeat exactly on one machine, on a GPU only
+  where `config.deterministic` is on.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):

@@ -183,19 +183,20 @@ class _Run:
     sources = {"eval": self.evaluation}
     if step == last_step and self.experiment.eval_split != "test":
       sources["test"] = self.experiment.source("test")
-    results, reports = {}, {}
+    results, by_split = {}, {}
     for prefix, source in sources.items():
       found = evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
       results |= found.scores
-      reports[self.experiment.eval_split if prefix == "eval" else prefix] = found.sums
+      by_split[self.experiment.eval_split if prefix == "eval" else prefix] = found
     self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
     self.scored[step] = results[self.experiment.score_name]
-    logger.info("  evaluation at step %d: %s", step, describe(results))
+    for split, found in by_split.items():
+      logger.info("  evaluation at step %d, %s: %s", step, split, describe(found.scores))
     self.figures.after_evaluation(state)
     if step == last_step:
-      for split, sums in reports.items():
+      for split, found in by_split.items():
         folder = self.workdir / f"evaluation_{split}_latest"
-        report_classes(self.experiment, sums, folder, split, step)
+        report_classes(self.experiment, found.sums, folder, split, step)
 
   def _elapsed_before(self) -> float:
     """Seconds that earlier processes spent on the run."""

@@ -17,7 +17,7 @@ NAN = math.nan
 # Field -> values that make no sense.
 BAD = {
   "dtype": ["float16", ""],
-  "seed": [-1],
+  "seed": [-1, 2**32, 2**64],
   "batch_size": [0, -8],
   "eval_batch_size": [0],
   "num_epochs": [NAN, float("inf")],
@@ -50,11 +50,11 @@ BAD = {
   "cutmix.alpha": [0.0, -1.0, NAN],
   "data.validation": [-0.1, 1.0, NAN],
   "data.crop_padding": [-1],
-  "data.mean": [(0.5,), (0.5, 0.5, 0.0), (0.5, 0.5, 127.0), (NAN, 0.5, 0.5)],
-  "data.std": [(0.5, 0.5), (0.5, 0.5, -0.1)],
+  "data.mean": [(0.5,), (0.5, 0.5, 0.0), (0.5, 0.5, 127.0), (NAN, 0.5, 0.5), ("a", "b", "c")],
+  "data.std": [(0.5, 0.5), (0.5, 0.5, -0.1), ("a", "b", "c")],
   "data.image_size": [-1],
-  "data.crop_area": [(0.5,), (0.0, 1.0), (0.6, 0.5), (0.5, 1.1), (NAN, 1.0)],
-  "data.crop_aspect": [(0.0, 1.0), (2.0, 1.0), (1.0, 1.0, 1.0)],
+  "data.crop_area": [(0.5,), (0.0, 1.0), (0.6, 0.5), (0.5, 1.1), (NAN, 1.0), ("a", "b")],
+  "data.crop_aspect": [(0.0, 1.0), (2.0, 1.0), (1.0, 1.0, 1.0), ("a", "b")],
   "data.eval_crop": [-0.1, 1.1, NAN],
   "data.max_bad_fraction": [-0.1, 1.1, NAN],
   "data.bad_in_evaluation": ["skip"],
@@ -63,7 +63,7 @@ BAD = {
   "optimizer.momentum": [-0.1, 1.0, NAN],
   "optimizer.weight_decay": [-1e-4, NAN],
   "optimizer.warmup_share": [-0.1, 1.0, NAN],
-  "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0, 0.5), (0.5, 1.0), (NAN,)],
+  "optimizer.milestones": [(0.6, 0.3), (0.3, 0.3), (0.0, 0.5), (0.5, 1.0), (NAN,), ("abc",)],
   "optimizer.decay_factor": [0.0, -0.1, NAN],
   "optimizer.clip_norm": [-1.0, NAN],
   "optimizer.accumulate": [0],
@@ -174,6 +174,7 @@ def test_values_at_the_edge_are_allowed():
     "optimizer__milestones": (),
     "model__kernel_size": 1,
     "batch_size": 1,
+    "seed": 2**32 - 1,
   }
   resolved = resolve(changed(**edges))
   assert resolved.optimizer.milestones == ()

@@ -1,4 +1,6 @@
 import pathlib
+import shlex
+import sys
 
 import pytest
 
@@ -7,7 +9,7 @@ from saol_jax import finish
 
 def test_summary_holds_every_number_aligned():
   text = finish.summary(
-    heads={"SAOL": 0.97214, "GAP-FC": 1.0},
+    top1={("test", "SAOL"): 0.97214, ("test", "GAP-FC"): 1.0},
     seconds=252.4,
     images_per_second=1551.2,
     files={"workdir": pathlib.Path("runs/digits"), "curves": "runs/digits/curves.png"},
@@ -39,7 +41,17 @@ def test_summary_holds_every_number_aligned():
   ],
 )
 def test_summary_without_training_and_durations(seconds, words):
-  text = finish.summary(heads={"SAOL": 0.5}, seconds=seconds, images_per_second=None, files={})
+  text = finish.summary(
+    top1={("test", "SAOL"): 0.5}, seconds=seconds, images_per_second=None, files={}
+  )
   assert text.splitlines()[-1].endswith(f" {words}")
   assert "images/s" not in text
   assert "Next" not in text
+
+
+def test_every_next_command_keeps_the_recipe_which_may_register_the_backbone(monkeypatch):
+  argv = ["main.py", "--config", "my recipe.py", "--workdir=run", "--process_id=0"]
+  monkeypatch.setattr(sys, "argv", argv)
+  commands = [shlex.split(command)[1:] for _, command in finish._next_commands(with_boxes=True)]
+  assert [command[:4] for command in commands] == [argv[:4]] * 3
+  assert commands[-1][4:] == ["--mode=predict", "--images=FOLDER"]

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from saol_jax import data as data_module
+from saol_jax.config import resolve
 from saol_jax.data import ArraySource
 from saol_jax.errors import DivergedError, UserError
 from saol_jax.evaluate import evaluate_workdir
+from saol_jax.experiment import Experiment
 from saol_jax.train import train_and_evaluate
 from tests.support import ROOT, command, environment, mesh_of, records, run, snapshot, tiny_config
 
@@ -30,7 +32,7 @@ def finished(tmp_path_factory):
 def test_run_shows_progress_and_ends_with_a_summary(finished):
   workdir, output = finished
   assert "Total: " in output  # the parameter overview
-  for line in ("step  4/12  33.3 %", "images/s", " left", "evaluation at step 12"):
+  for line in ("step  4/12  33.3 %", "images/s", " left", "evaluation at step 12, test: saol"):
     assert line in output
   final = records(workdir)[-1]
   assert f"{100 * final['eval/ema_saol_top1']:.2f} %" in output
@@ -98,7 +100,12 @@ BAD_FLAGS = {
     "expected saol or gap",
   ),
   "unknown field": (["--config.modle=3"], 'Did you mean "model"'),
-  "wrong type": (["--config.batch_size=many"], "many"),
+  "unknown field of a group": (
+    ["--config.optimiser.learning_rate=1"],
+    "unknown config field 'optimiser'\nDid you mean \"optimizer\"",
+  ),
+  "group": (["--config.data=cifar10"], "Did you mean --config.data.name=cifar10?"),
+  "wrong type": (["--config.batch_size=a: b"], "--config.batch_size=a: b; expected a whole number"),
   "unknown mode": (["--mode=dance"], "dance"),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
   "workdir from an unset variable": (["--workdir="], "needs --workdir"),
@@ -153,6 +160,16 @@ def test_devices_must_divide_the_batch(tmp_path):
   """The suite has four."""
   with pytest.raises(UserError, match=r"the 4 devices.*--config\.batch_size=20"):
     train_and_evaluate(tiny_config(batch_size=18, model__norm_group=2), tmp_path / "run")
+
+
+def test_the_proposed_batch_size_satisfies_all_at_once(monkeypatch):
+  """14 on one device: fives for L_SS2's share, pairs within each."""
+  monkeypatch.setattr("saol_jax.experiment.data_mesh", lambda: mesh_of(1))
+  changes = {"model__norm_group": 0, "loss__consistency_every": 5}
+  with pytest.raises(UserError, match=r"every=5; expected a multiple of 10,") as error:
+    Experiment(resolve(tiny_config(batch_size=14, **changes)))
+  proposed = int(re.search(r"--config\.batch_size=(\d+)", str(error.value))[1])
+  Experiment(resolve(tiny_config(batch_size=proposed, **changes)))
 
 
 @pytest.mark.parametrize(
@@ -221,6 +238,21 @@ def test_baseline_runs_to_the_end_and_is_evaluated(tmp_path, caplog):
   assert {name for name in final if name.endswith("top1")} == {"eval/gap_top1"}
   assert (tmp_path / "curves.png").exists()
   assert re.search(rf"GAP-FC +{100 * final['eval/gap_top1']:.2f} %", caplog.text)
+
+
+def test_what_was_held_out_and_the_test_split_are_told_apart(tmp_path, caplog):
+  config = tiny_config("gap", optimizer__ema_decay=0.0, data__validation=0.1)
+  with caplog.at_level(logging.INFO, "saol_jax"):
+    train_and_evaluate(config, tmp_path)
+  final = records(tmp_path)[-1]
+  assert final["eval/gap_top1"] != final["test/gap_top1"]
+  for split, prefix in (("validation", "eval"), ("test", "test")):
+    score = f"{100 * final[f'{prefix}/gap_top1']:.2f} %"
+    assert f"evaluation at step 12, {split}: gap_top1 {score}" in caplog.text
+    assert re.search(rf"{split} top-1 GAP-FC +{score}", caplog.messages[-1])
+    folder = tmp_path / f"evaluation_{split}_latest"
+    assert re.search(rf"(?m){split} classes +{folder}$", caplog.messages[-1])
+    assert folder.is_dir()
 
 
 def test_training_from_memory_needs_no_tensorflow(tmp_path, monkeypatch):

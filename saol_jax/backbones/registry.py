@@ -30,7 +30,10 @@ def register(builder: Builder) -> Builder:
   """
   name = builder.__name__
   if name in _BUILDERS:
-    raise ValueError(f"two backbones are registered as {name!r}")
+    raise ValueError(
+      f"two backbones are registered as {name!r}; give the function another name, or restart the "
+      "kernel where a cell of a notebook was run again (an imported module registers once)"
+    )
   _BUILDERS[name] = builder
   return builder
 
@@ -75,7 +78,9 @@ def create_backbone(
     close = difflib.get_close_matches(str(name), _BUILDERS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UserError(
-      f"backbone {name!r} is unknown.{hint} Choose one of: {', '.join(list_backbones())}."
+      f"backbone {name!r} is unknown.{hint} Choose one of: {', '.join(list_backbones())}. One of "
+      "your own has to be registered first: give --config with the recipe that does it, or import "
+      "the module that does, see saol_jax.backbones.register."
     )
   if not 0 <= dropout < 1:
     raise UserError(f"dropout={dropout} is out of range: choose a share in [0, 1).")

@@ -439,6 +439,7 @@ def test_unknown_name_suggests_and_lists():
     create_backbone("resnet_50", rngs=nnx.Rngs(0))
   assert "Did you mean 'resnet50'?" in str(error.value)
   assert all(name in str(error.value) for name in list_backbones())
+  assert "registered first: give --config" in str(error.value)
 
 
 def test_unknown_name_without_a_close_one():
@@ -484,5 +485,5 @@ def test_a_name_can_be_registered_once():
   def resnet18(**options):
     return options
 
-  with pytest.raises(ValueError, match="two backbones are registered as 'resnet18'"):
+  with pytest.raises(ValueError, match="two backbones are registered as 'resnet18'; give"):
     register(resnet18)
