@@ -43,7 +43,8 @@ def train_and_evaluate(
 
   Args:
     config: see `config.default_config`.
-    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and pictures.
+    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and pictures; one
+      run at a time trains in it.
 
   Returns:
     The state after the last step.
@@ -63,6 +64,8 @@ def train_and_evaluate(
     if not has_checkpoints(workdir):
       stop.run(lambda: experiment.pretrained)  # a mistake shows before the workdir is claimed
 
+    workdirs.check_config(config, workdir)
+    lock = stack.enter_context(contextlib.closing(workdirs.Lock(workdir)))
     workdirs.claim(config, workdir)
     write_model_json(experiment, workdir)
     scored: dict[int, float] = {}
@@ -80,7 +83,7 @@ def train_and_evaluate(
     wait_for_all("compiled")
 
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
-    run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
+    run = _Run(experiment, evaluation, workdir, lock, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
     run.save(state, for_good=True)
     if is_main_process():
@@ -100,6 +103,7 @@ class _Run:
   experiment: Experiment
   evaluation: Source
   workdir: pathlib.Path
+  lock: workdirs.Lock
   checkpoints: Checkpoints
   log: RunLog
   scored: dict[int, float]  # by step; what is in it has been evaluated
@@ -128,6 +132,7 @@ class _Run:
     ) as batches:
       while True:
         if due(config.log_every_steps) and step > first_step:
+          self.put_back()
           state = _log_progress(self.experiment, state, self.log, chrono)
 
         evaluation_due = due(config.eval_every_steps) and step not in self.scored
@@ -172,8 +177,13 @@ class _Run:
       self.checkpoints.save(state)
 
   def put_back(self) -> None:
-    """Makes anew what has vanished of the workdir around the checkpoints; in any thread."""
+    """Makes anew what has vanished of the workdir around the checkpoints; in any thread.
+
+    Raises:
+      UserError: another run has the folder of that name by now, or it cannot be written.
+    """
     with self._putting_back:
+      self.lock.put_back()
       if workdirs.put_back(self.experiment.config, self.workdir):
         write_model_json(self.experiment, self.workdir)
       self.log.put_back()
@@ -188,6 +198,7 @@ class _Run:
       found = evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
       results |= found.scores
       reports[self.experiment.eval_split if prefix == "eval" else prefix] = found.sums
+    self.put_back()
     self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
     self.scored[step] = results[self.experiment.score_name]
     logger.info("  evaluation at step %d: %s", step, describe(results))

@@ -1,5 +1,6 @@
 """A run that was stopped, or that finds damage, ends as if nothing had happened. All in process."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -20,7 +21,8 @@ from saol_jax.evaluate import evaluate
 from saol_jax.experiment import Experiment
 from saol_jax.stopping import StopRequest
 from saol_jax.train import train_and_evaluate
-from tests.support import assert_identical, records, tiny_config
+from saol_jax.workdir import Lock
+from tests.support import assert_identical, records, snapshot, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +124,39 @@ def test_where_the_workdir_vanishes_in_a_save_no_checkpoint_stands_alone(
   monkeypatch.setattr(Checkpoints, "_check_space", vanish)
   monkeypatch.setattr("saol_jax.train.evaluate", look_and_evaluate)
   state = train_and_evaluate(tiny_config(), workdir)
-  assert around[0] >= {"config.json", "model.json", "metrics.jsonl"}
+  assert around[0] >= {"config.json", "model.json", "metrics.jsonl", "train.lock"}
   assert around[1] == [4, 6, 8, 12]
   assert_identical(undisturbed[1], state)
   assert records(workdir) == records(undisturbed[0])
+
+
+def test_a_workdir_in_use_is_refused_and_left_alone(undisturbed, monkeypatch):
+  monkeypatch.setattr("saol_jax.workdir._LOCK_SECONDS", 0.0)
+  with contextlib.closing(Lock(undisturbed[0])):
+    before = snapshot(undisturbed[0])
+    with pytest.raises(UserError, match="is in use"):
+      train_and_evaluate(tiny_config(), undisturbed[0])
+    assert snapshot(undisturbed[0]) == before
+
+
+def test_a_run_whose_workdir_another_has_by_now_ends_and_leaves_it_alone(tmp_path, monkeypatch):
+  """As after `mv run old` and a new start: the log of the other is not overwritten."""
+  workdir, theirs = tmp_path / "run", '{"step": 1}\n'
+  monkeypatch.setattr("saol_jax.workdir._LOCK_SECONDS", 0.0)
+
+  def take_over(self, state):
+    if workdir.with_name("old").exists():
+      return
+    workdir.rename(workdir.with_name("old"))
+    stack.enter_context(contextlib.closing(Lock(workdir)))
+    (workdir / "metrics.jsonl").write_text(theirs)
+
+  monkeypatch.setattr(Checkpoints, "_check_space", take_over)
+  with contextlib.ExitStack() as stack:
+    config = tiny_config(eval_every_steps=12, log_every_steps=6)
+    with pytest.raises(UserError, match="is in use"):
+      train_and_evaluate(config, workdir)
+  assert (workdir / "metrics.jsonl").read_text() == theirs
 
 
 @pytest.mark.parametrize("moment", ["between saves", "at the last", "at the last, still writing"])

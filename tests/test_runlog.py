@@ -33,6 +33,17 @@ def test_vanished_log_is_written_again_with_all_its_lines(log, tmp_path, caplog)
   assert caplog.text.count("LOG VANISHED") == 1
 
 
+def test_replaced_log_is_written_again_with_all_its_lines(log, tmp_path, caplog):
+  path = tmp_path / "run" / "metrics.jsonl"
+  other = tmp_path / "other.jsonl"
+  other.write_text("")
+  other.replace(path)
+  log.write(12, {})
+  log.write(16, {})
+  assert [record["step"] for record in read_records(path)] == [4, 8, 12, 16]
+  assert caplog.text.count("LOG VANISHED") == 1
+
+
 def test_full_disk_is_one_message_that_names_the_file(log, tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
