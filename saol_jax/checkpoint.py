@@ -221,6 +221,7 @@ class Checkpoints:
       self._move_away(damaged)
     wait_for_all("damaged checkpoints are moved")
     self._manager.reload()
+    self._last_good = self.latest
 
   def _move_away(self, damaged: Iterable[int]) -> None:
     self._set_aside.mkdir(exist_ok=True)

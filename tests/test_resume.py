@@ -284,6 +284,7 @@ def test_damaged_newest_checkpoint_falls_back(undisturbed, tmp_path, caplog, dam
   state = train_and_evaluate(tiny_config(), workdir)
   assert "DAMAGED CHECKPOINT: step 12" in caplog.text
   assert "going on from the one before, step 10" in caplog.text
+  assert "CHECKPOINTS VANISHED" not in caplog.text
   assert (workdir / "damaged_checkpoints" / "12").is_dir()
   assert_identical(undisturbed[1], state)
   assert records(workdir) == records(undisturbed[0])
