@@ -56,7 +56,8 @@ class Checkpoints:
         checkpoint with the best score is kept.
       before_commit: called in another thread when all of a checkpoint is written, before it gets
         its name. Orbax makes a folder that has vanished in a save anew, but not what else it held.
-      read_only: for looking at a run that may still be going on.
+      read_only: for looking at a run that may still be going on. Otherwise what killed saves left
+        is deleted.
     """
     self._directory = workdir.absolute() / "checkpoints"
     self._set_aside = workdir.absolute() / "damaged_checkpoints"
@@ -71,6 +72,8 @@ class Checkpoints:
           barrier_sync_fn=_meet, post_finalization_callback=before_commit
         ),
         read_only=read_only,
+        # What a killed save left, as large as a checkpoint; safe under the `workdir.Lock`.
+        cleanup_tmp_directories=not read_only,
         create=not read_only,  # Orbax changes these two itself, with a warning each
         save_interval_steps=0 if read_only else 1,
       ),

@@ -69,6 +69,18 @@ def test_latest_two_and_the_best_are_kept(tmp_path):
   checkpoints.close()
 
 
+def test_what_a_killed_save_left_is_deleted_by_the_next_run_alone(undisturbed, tmp_path):
+  left = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp" / "d"
+  left.mkdir(parents=True)
+  (left / "array").write_text("half of it")
+  Checkpoints(tmp_path, {}, read_only=True).close()
+  assert left.is_dir()
+  checkpoints = Checkpoints(tmp_path, {})
+  checkpoints.save_for_good(jax.device_put(undisturbed[1]))
+  checkpoints.close()
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["12"]
+
+
 @pytest.mark.parametrize("moment", ["between saves", "in a save", "bit by bit"])
 def test_vanished_checkpoints_are_saved_anew(undisturbed, tmp_path, monkeypatch, caplog, moment):
   state = jax.device_put(undisturbed[1])
