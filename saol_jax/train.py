@@ -96,8 +96,9 @@ class _Run:
   """The steps, and what is due after some of them.
 
   What is due after step k is done in an order that makes a kill at any moment harmless: the line of
-  the log, then the checkpoint, then the evaluation. A run that goes on at k finds its line written,
-  and its evaluation if that was finished.
+  the log, then the checkpoint, then the evaluation, whose own line comes after its tables. A run
+  that goes on at k finds its line written, and its evaluation if that was finished; only a picture
+  that was being drawn is missing.
   """
 
   experiment: Experiment
@@ -199,14 +200,14 @@ class _Run:
       results |= found.scores
       reports[self.experiment.eval_split if prefix == "eval" else prefix] = found.sums
     self.put_back()
-    self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
-    self.scored[step] = results[self.experiment.score_name]
-    logger.info("  evaluation at step %d: %s", step, describe(results))
-    self.figures.after_evaluation(state)
     if step == last_step:
       for split, sums in reports.items():
         folder = self.workdir / f"evaluation_{split}_latest"
         report_classes(self.experiment, sums, folder, split, step)
+    self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
+    self.scored[step] = results[self.experiment.score_name]
+    logger.info("  evaluation at step %d: %s", step, describe(results))
+    self.figures.after_evaluation(state)
 
   def _elapsed_before(self) -> float:
     """Seconds that earlier processes spent on the run."""

@@ -19,6 +19,7 @@ from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
 from saol_jax.evaluate import evaluate
 from saol_jax.experiment import Experiment
+from saol_jax.runlog import RunLog
 from saol_jax.stopping import StopRequest
 from saol_jax.train import train_and_evaluate
 from saol_jax.workdir import Lock
@@ -259,6 +260,26 @@ def test_stopped_and_resumed_equals_undisturbed(undisturbed, tmp_path, monkeypat
   state = train_and_evaluate(tiny_config(), tmp_path)
   assert_identical(undisturbed[1], state)
   assert records(tmp_path) == records(undisturbed[0])
+
+
+def test_the_report_on_classes_is_there_before_the_line_of_the_evaluation(
+  undisturbed, tmp_path, monkeypatch
+):
+  """Killed between the two, a run that found the line alone would not evaluate that step again."""
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  shutil.rmtree(workdir / "evaluation_test_latest")
+  lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(RunLog, "write", killed)
+  with pytest.raises(KeyboardInterrupt):
+    train_and_evaluate(tiny_config(), workdir)
+  reported = {path.name for path in (workdir / "evaluation_test_latest").iterdir()}
+  assert reported >= {"classes.csv", "confusion.csv"}
 
 
 def test_finished_run_only_reports_again(undisturbed):
