@@ -144,8 +144,10 @@ def read_records(path: pathlib.Path) -> list[dict[str, float]]:
   for number, line in enumerate(lines, 1):
     try:
       record = json.loads(line)
-      int(record["step"])
-    except (ValueError, KeyError, TypeError):
+      numbers = all(isinstance(value, int | float) for value in record.values())
+      if not (numbers and isinstance(record["step"], int)):
+        raise ValueError
+    except (ValueError, KeyError, AttributeError):
       if number < len(lines):
         logger.warning("DAMAGED LOG: line %d of %s is left out: %.80s", number, path, line)
     else:

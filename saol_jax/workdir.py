@@ -108,12 +108,14 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
       )
     return
   try:
-    saved = ml_collections.ConfigDict(json.loads(path.read_text()))
-  except ValueError as error:
+    saved = json.loads(path.read_text())
+    if not isinstance(saved, dict):
+      raise ValueError(f"{saved!r:.40} where the fields of a config were")
+  except (ValueError, OSError) as error:
     raise UserError(
       f"{path} is not readable ({error}); restore it, or use another --workdir"
     ) from error
-  changed = differences(saved, config)
+  changed = differences(ml_collections.ConfigDict(saved), config)
   if changed:
     lines = "".join(
       f"\n  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items()

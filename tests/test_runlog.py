@@ -94,3 +94,13 @@ def test_damaged_line_costs_no_other(tmp_path, caplog):
     False,
     False,
   ]
+
+
+@pytest.mark.parametrize(
+  "line", ['{"step": "7"}', '{"step": 1e400}', '{"step": 7, "eval/saol_top1": "0.9"}', "[7]", "7"]
+)
+def test_line_of_a_wrong_kind_is_left_out(tmp_path, caplog, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 9}}\n')
+  assert read_records(path) == [{"step": 1}, {"step": 9}]
+  assert "line 2 of" in caplog.text

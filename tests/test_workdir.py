@@ -1,4 +1,4 @@
-"""Who may train in a workdir; no training."""
+"""Who a workdir belongs to, and who may train in it; no training."""
 
 import errno
 import os
@@ -10,7 +10,8 @@ import pytest
 
 from saol_jax import workdir as workdirs
 from saol_jax.errors import UserError
-from saol_jax.workdir import Lock
+from saol_jax.workdir import Lock, check_config
+from tests.support import tiny_config
 
 HOLDER = """
 import fcntl, sys, time
@@ -79,3 +80,11 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):
     Lock(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("text", [b"[]", b"3", b'"x"', b"null", b"", b"\xff"])
+def test_a_config_that_is_none_is_not_readable(tmp_path, text):
+  path = tmp_path / "config.json"
+  path.write_bytes(text)
+  with pytest.raises(UserError, match=r"config\.json is not readable .* another --workdir"):
+    check_config(tiny_config(), tmp_path)
