@@ -6,6 +6,20 @@ import pathlib
 from typing import IO
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces the content of a file at once: after a power cut, too, it is the old or the new one.
+
+  A file that has this content already is left alone.
+  """
+  if path.is_file() and path.read_bytes() == text.encode():
+    return
+  temporary = path.with_name(f"{path.name}.tmp")
+  with temporary.open("w", encoding="utf-8") as file:
+    file.write(text)
+    flush_to_disk(file)
+  temporary.replace(path)
+
+
 def flush_to_disk(file: IO) -> None:
   """Returns once all that was written to an open file is on disk."""
   file.flush()

@@ -9,6 +9,7 @@ from typing import Any
 
 from saol_jax.data import DatasetInfo
 from saol_jax.distributed import is_main_process
+from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 
@@ -44,9 +45,7 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   card = ModelCard(info.class_names, info.mean, info.std, experiment.train.image_shape[:2])
   path = pathlib.Path(workdir) / _MODEL_JSON
   try:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(dataclasses.asdict(card), indent=2) + "\n")
   except OSError as error:
     raise UserError(
       f"--workdir={path.parent} cannot be written: {error.strerror}; choose a folder that you may "

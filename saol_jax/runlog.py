@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from saol_jax.distributed import is_main_process
-from saol_jax.durable import flush_to_disk, is_at
+from saol_jax.durable import flush_to_disk, is_at, write_text
 from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
@@ -94,15 +94,11 @@ class RunLog:
         tensorboard.close()
 
   def _write_all(self) -> None:
-    """Writes all records to a new file, which takes the place of the old one at once."""
+    """Writes all records to the file of that name, and opens it."""
     self._close_file()
-    temporary = self._path.with_suffix(".jsonl.tmp")
     with self._writing():
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      with temporary.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in self.records)
-        flush_to_disk(file)
-      os.replace(temporary, self._path)
+      write_text(self._path, "".join(json.dumps(record) + "\n" for record in self.records))
       self._file = self._path.open("a")
       self._opened = os.fstat(self._file.fileno())
 

@@ -16,7 +16,7 @@ import ml_collections
 
 from saol_jax.config import differences
 from saol_jax.distributed import is_main_process
-from saol_jax.durable import is_at
+from saol_jax.durable import is_at, write_text
 from saol_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -161,9 +161,7 @@ def _write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   with _writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(text)
-    temporary.replace(workdir / "config.json")
+    write_text(workdir / "config.json", text)
 
 
 @contextlib.contextmanager
