@@ -25,6 +25,7 @@ from saol_jax.train_step import TrainState
 logger = logging.getLogger(__name__)
 
 _PAUSES = (1.0, 4.0, 15.0)  # seconds before a save that was given up is tried once more
+_LATE_SECONDS = 120.0  # after which a network file system shows what others have written
 _DELETION_SECONDS = 1.0  # what is being deleted vanishes one after the other
 
 
@@ -78,6 +79,7 @@ class Checkpoints:
         save_interval_steps=0 if read_only else 1,
       ),
     )
+    self._wait_for_the_newest()
     self._last_good = self.latest
 
   @property
@@ -158,7 +160,8 @@ class Checkpoints:
         passed over. These are moved to `workdir/damaged_checkpoints`, unless read-only.
 
     Raises:
-      UserError: the checkpoint is damaged, or all are.
+      UserError: the checkpoint is damaged, or all are; or some of several processes cannot read
+        what others can.
     """
     steps = self.steps[::-1] if step is None else [step]
     damaged: dict[int, Exception] = {}
@@ -169,6 +172,7 @@ class Checkpoints:
         logger.warning("DAMAGED CHECKPOINT: step %d cannot be restored: %s", candidate, error)
         damaged[candidate] = error
         continue
+      self._check_agreed(candidate)
       self._pass_over(damaged, candidate)
       return state
     reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
@@ -213,6 +217,38 @@ class Checkpoints:
     if wrong:
       raise ValueError(f"the content of {wrong} is not what was saved (checksums differ)")
     return restored["state"]
+
+  def _wait_for_the_newest(self) -> None:
+    """Until this process sees the newest checkpoint of the main one: a shared folder may be late.
+
+    Raises:
+      UserError: it never does.
+    """
+    newest, deadline = as_main_process_says(self._newest), time.monotonic() + _LATE_SECONDS
+    while self._newest != newest:
+      if time.monotonic() > deadline:
+        raise self._disagreement(self._newest, newest)
+      time.sleep(1.0)
+      self._manager.reload()
+
+  def _check_agreed(self, step: int) -> None:
+    """Raises UserError unless all processes restored the same step; before any is moved away."""
+    wait_for_all("a checkpoint is read")
+    of_main = as_main_process_says(step)
+    if step != of_main:
+      raise self._disagreement(step, of_main)
+
+  @property
+  def _newest(self) -> int:
+    return -1 if self.latest is None else self.latest
+
+  def _disagreement(self, mine: int, of_main: int) -> UserError:
+    mine, of_main = (f"step {step}" if step >= 0 else "nothing" for step in (mine, of_main))
+    return UserError(
+      f"Of the checkpoints under {self._directory} this process can read {mine} at best, and the "
+      f"main process {of_main}. See that all processes have the same folder and can read all of "
+      "it, then run the same command again."
+    )
 
   def _pass_over(self, damaged: Mapping[int, Exception], used: int) -> None:
     if not damaged:
