@@ -26,6 +26,7 @@ from saol_jax.train_step import TrainState
 logger = logging.getLogger(__name__)
 
 _PAUSES = (1.0, 4.0, 15.0)  # seconds before a save that was given up is tried once more
+_LATE_SECONDS = 120.0  # after which a network file system shows what others have written
 _DELETION_SECONDS = 1.0  # what is being deleted vanishes one after the other
 
 
@@ -57,7 +58,8 @@ class Checkpoints:
         checkpoint with the best score is kept.
       before_commit: called in another thread when all of a checkpoint is written, before it gets
         its name. Orbax makes a folder that has vanished in a save anew, but not what else it held.
-      read_only: for looking at a run that may still be going on.
+      read_only: for looking at a run that may still be going on. Otherwise what killed saves left
+        is deleted.
     """
     self._directory = workdir.absolute() / "checkpoints"
     self._set_aside = workdir.absolute() / "damaged_checkpoints"
@@ -73,10 +75,13 @@ class Checkpoints:
             barrier_sync_fn=_meet, post_finalization_callback=before_commit
           ),
           read_only=read_only,
+          # What a killed save left, as large as a checkpoint; safe under the `workdir.Lock`.
+          cleanup_tmp_directories=not read_only,
           create=not read_only,  # Orbax changes these two itself, with a warning each
           save_interval_steps=0 if read_only else 1,
         ),
       )
+    self._wait_for_the_newest()
     self._last_good = self.latest
 
   @property
@@ -157,7 +162,8 @@ class Checkpoints:
         passed over. These are moved to `workdir/damaged_checkpoints`, unless read-only.
 
     Raises:
-      UserError: the checkpoint is damaged, or all are.
+      UserError: the checkpoint is damaged, or all are; or some of several processes cannot read
+        what others can.
     """
     steps = self.steps[::-1] if step is None else [step]
     damaged: dict[int, Exception] = {}
@@ -168,6 +174,7 @@ class Checkpoints:
         logger.warning("DAMAGED CHECKPOINT: step %d cannot be restored: %s", candidate, error)
         damaged[candidate] = error
         continue
+      self._check_agreed(candidate)
       self._pass_over(damaged, candidate)
       return state
     reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
@@ -213,6 +220,38 @@ class Checkpoints:
       raise ValueError(f"the content of {wrong} is not what was saved (checksums differ)")
     return restored["state"]
 
+  def _wait_for_the_newest(self) -> None:
+    """Until this process sees the newest checkpoint of the main one: a shared folder may be late.
+
+    Raises:
+      UserError: it never does.
+    """
+    newest, deadline = as_main_process_says(self._newest), time.monotonic() + _LATE_SECONDS
+    while self._newest != newest:
+      if time.monotonic() > deadline:
+        raise self._disagreement(self._newest, newest)
+      time.sleep(1.0)
+      self._manager.reload()
+
+  def _check_agreed(self, step: int) -> None:
+    """Raises UserError unless all processes restored the same step; before any is moved away."""
+    wait_for_all("a checkpoint is read")
+    of_main = as_main_process_says(step)
+    if step != of_main:
+      raise self._disagreement(step, of_main)
+
+  @property
+  def _newest(self) -> int:
+    return -1 if self.latest is None else self.latest
+
+  def _disagreement(self, mine: int, of_main: int) -> UserError:
+    mine, of_main = (f"step {step}" if step >= 0 else "nothing" for step in (mine, of_main))
+    return UserError(
+      f"Of the checkpoints under {self._directory} this process can read {mine} at best, and the "
+      f"main process {of_main}. See that all processes have the same folder and can read all of "
+      "it, then run the same command again."
+    )
+
   def _pass_over(self, damaged: Mapping[int, Exception], used: int) -> None:
     if not damaged:
       return
@@ -223,6 +262,7 @@ class Checkpoints:
       self._move_away(damaged)
     wait_for_all("damaged checkpoints are moved")
     self._manager.reload()
+    self._last_good = self.latest
 
   def _move_away(self, damaged: Iterable[int]) -> None:
     self._set_aside.mkdir(exist_ok=True)

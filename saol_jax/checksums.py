@@ -16,9 +16,9 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def wrong_checksum(tree: Any, saved: dict[str, int]) -> str | None:
-  """The first path whose array is not what was saved; None where all are."""
+  """The first path whose array is not what was saved, or is there or was saved alone; or None."""
   found = checksums(tree)
-  return next((name for name, value in saved.items() if found.get(name) != value), None)
+  return next((name for name in [*found, *saved] if found.get(name) != saved.get(name)), None)
 
 
 def _bytes(leaf: jax.Array) -> np.ndarray:

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from saol_jax.errors import UserError
+
+Answer = TypeVar("Answer", bool, int)
 
 # Launchers that tell each process how many there are, see `join_processes`.
 _LAUNCHERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
@@ -101,11 +104,11 @@ def wait_for_all(what: str) -> None:
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * _BARRIER_SECONDS)
 
 
-def as_main_process_says(answer: bool) -> bool:
-  """The main process's answer, in every process; all must ask."""
+def as_main_process_says(answer: Answer) -> Answer:
+  """The main process's answer, a bool or a small number, in every process; all must ask."""
   if jax.process_count() == 1:
     return answer
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+  return type(answer)(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def _on_tpu() -> bool:

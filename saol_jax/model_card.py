@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
+from typing import Any
 
 from saol_jax.data import DatasetInfo
 from saol_jax.data.folder import nfc
 from saol_jax.distributed import is_main_process
+from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 
@@ -61,9 +64,7 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
   image_size = experiment.train.image_shape[:2]
   card = ModelCard(info.class_names, info.mean, info.std, image_size, before)
   try:
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(dataclasses.asdict(card), indent=2) + "\n")
   except OSError as error:
     raise UserError(
       f"--workdir={path.parent} cannot be written: {error.strerror}; choose a folder that you may "
@@ -102,17 +103,35 @@ def read_model_json(workdir: str | os.PathLike) -> ModelCard:
   path = pathlib.Path(workdir) / _MODEL_JSON
   mend = "Run the run's training command again: what is trained already is not trained anew"
   try:
-    card = json.loads(path.read_text())
-    names, size = tuple(map(str, card["class_names"])), tuple(map(int, card["image_size"]))
-    mean, std = (tuple(map(float, card[name])) for name in ("mean", "std"))
-    images = card.get("num_train_images")
-    if not names or (len(mean), len(std), len(size)) != (3, 3, 2):
-      raise ValueError("a field has another length")
+    return card_of(json.loads(path.read_text()))
   except FileNotFoundError as error:
     raise UserError(
       f"{path.parent} has no {path.name}, which holds the names of the classes. {mend}, and writes "
       "the file."
     ) from error
-  except (ValueError, TypeError, KeyError, OSError) as error:
+  except (ValueError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}). Delete it. {mend}, and writes it.") from error
+
+
+def card_of(facts: Any) -> ModelCard:
+  """The card that is kept in a file, maybe with other facts.
+
+  Raises:
+    ValueError: a field is missing, or not what it should be.
+  """
+  try:
+    names, size = tuple(map(str, facts["class_names"])), tuple(map(int, facts["image_size"]))
+    mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
+    images = facts.get("num_train_images")
+  except (TypeError, KeyError, OverflowError) as error:
+    raise ValueError(f"a field is missing or of another kind: {error!r}") from error
+  for name, good in (
+    ("class_names", names and isinstance(facts["class_names"], list)),
+    ("image_size", len(size) == 2 and min(size) > 0),
+    ("mean", len(mean) == 3 and all(map(math.isfinite, mean))),
+    ("std", len(std) == 3 and all(0 < value < math.inf for value in std)),
+    ("num_train_images", images is None or isinstance(images, int)),
+  ):
+    if not good:
+      raise ValueError(f"{name} is {facts[name]!r:.40}")
   return ModelCard(names, mean, std, size, images)

@@ -1,18 +1,18 @@
 """The record of a run: `metrics.jsonl`, and TensorBoard where TensorFlow is installed."""
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from saol_jax.distributed import is_main_process
+from saol_jax.durable import flush_to_disk, is_at, write_text
 from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
@@ -60,22 +60,24 @@ class RunLog:
       if self._file is not None:
         with self._writing():
           self._file.write(json.dumps(record) + "\n")
-          _flush_to_disk(self._file)
+          flush_to_disk(self._file)
     with self._showing() as tensorboard:
       if tensorboard is not None:
         tensorboard.write_scalars(step, dict(values))
         tensorboard.flush()
 
   def put_back(self) -> None:
-    """Writes all lines anew where the file has vanished; may be called from another thread.
+    """Writes all lines anew where the file has vanished or is another; in any thread.
 
     Raises:
       UserError: it cannot be written.
     """
     with self._lock:
-      if self._file is None or self._path.exists():
+      if self._file is None or is_at(self._opened, self._path):
         return
-      logger.warning("LOG VANISHED: %s is gone; it is written anew, with all its lines", self._path)
+      logger.warning(
+        "LOG VANISHED: %s is gone or another; it is written anew, with all its lines", self._path
+      )
       self._write_all()
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -93,16 +95,13 @@ class RunLog:
         tensorboard.close()
 
   def _write_all(self) -> None:
-    """Writes all records to a new file, which takes the place of the old one at once."""
+    """Writes all records to the file of that name, and opens it."""
     self._close_file()
-    temporary = self._path.with_suffix(".jsonl.tmp")
     with self._writing():
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      with temporary.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in self.records)
-        _flush_to_disk(file)
-      os.replace(temporary, self._path)
+      write_text(self._path, "".join(json.dumps(record) + "\n" for record in self.records))
       self._file = self._path.open("a")
+      self._opened = os.fstat(self._file.fileno())
 
   def _close_file(self) -> None:
     if self._file is not None:
@@ -142,8 +141,10 @@ def read_records(path: pathlib.Path) -> list[dict[str, float]]:
   for number, line in enumerate(lines, 1):
     try:
       record = json.loads(line)
-      int(record["step"])
-    except (ValueError, KeyError, TypeError):
+      numbers = all(isinstance(value, int | float) for value in record.values())
+      if not (numbers and isinstance(record["step"], int)):
+        raise ValueError
+    except (ValueError, KeyError, AttributeError):
       if number < len(lines):
         logger.warning("DAMAGED LOG: line %d of %s is left out: %.80s", number, path, line)
     else:
@@ -154,15 +155,6 @@ def read_records(path: pathlib.Path) -> list[dict[str, float]]:
 def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
   """Value of `name` by step, where it was recorded."""
   return {record["step"]: record[name] for record in records if name in record}
-
-
-def _flush_to_disk(file: IO) -> None:
-  file.flush()
-  try:
-    os.fsync(file.fileno())
-  except OSError as error:
-    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot say
-      raise
 
 
 def _tensorboard_writer(workdir: pathlib.Path):

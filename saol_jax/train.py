@@ -43,7 +43,8 @@ def train_and_evaluate(
 
   Args:
     config: see `config.default_config`.
-    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and pictures.
+    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and pictures; one
+      run at a time trains in it.
 
   Returns:
     The state after the last step.
@@ -63,6 +64,8 @@ def train_and_evaluate(
     if not has_checkpoints(workdir):
       stop.run(lambda: experiment.pretrained)  # a mistake shows before the workdir is claimed
 
+    workdirs.check_config(config, workdir)
+    lock = stack.enter_context(contextlib.closing(workdirs.Lock(workdir)))
     workdirs.claim(config, workdir)
     write_model_json(experiment, workdir)
     scored: dict[int, float] = {}
@@ -80,7 +83,7 @@ def train_and_evaluate(
     wait_for_all("compiled")
 
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
-    run = _Run(experiment, evaluation, workdir, checkpoints, log, scored, figures, stop)
+    run = _Run(experiment, evaluation, workdir, lock, checkpoints, log, scored, figures, stop)
     state = run.to_the_end(state)
     run.save(state, for_good=True)
     if is_main_process():
@@ -93,13 +96,15 @@ class _Run:
   """The steps, and what is due after some of them.
 
   What is due after step k is done in an order that makes a kill at any moment harmless: the line of
-  the log, then the checkpoint, then the evaluation. A run that goes on at k finds its line written,
-  and its evaluation if that was finished.
+  the log, then the checkpoint, then the evaluation, whose own line comes after its tables. A run
+  that goes on at k finds its line written, and its evaluation if that was finished; only a picture
+  that was being drawn is missing.
   """
 
   experiment: Experiment
   evaluation: Source
   workdir: pathlib.Path
+  lock: workdirs.Lock
   checkpoints: Checkpoints
   log: RunLog
   scored: dict[int, float]  # by step; what is in it has been evaluated
@@ -128,6 +133,7 @@ class _Run:
     ) as batches:
       while True:
         if due(config.log_every_steps) and step > first_step:
+          self.put_back()
           state = _log_progress(self.experiment, state, self.log, chrono)
 
         evaluation_due = due(config.eval_every_steps) and step not in self.scored
@@ -172,8 +178,13 @@ class _Run:
       self.checkpoints.save(state)
 
   def put_back(self) -> None:
-    """Makes anew what has vanished of the workdir around the checkpoints; in any thread."""
+    """Makes anew what has vanished of the workdir around the checkpoints; in any thread.
+
+    Raises:
+      UserError: another run has the folder of that name by now, or it cannot be written.
+    """
     with self._putting_back:
+      self.lock.put_back()
       if workdirs.put_back(self.experiment.config, self.workdir):
         write_model_json(self.experiment, self.workdir)
       self.log.put_back()
@@ -188,15 +199,16 @@ class _Run:
       found = evaluate(self.experiment, state, source, prefix, check_stop=self.stop.check)
       results |= found.scores
       by_split[self.experiment.eval_split if prefix == "eval" else prefix] = found
+    self.put_back()
+    if step == last_step:
+      for split, found in by_split.items():
+        folder = self.workdir / f"evaluation_{split}_latest"
+        report_classes(self.experiment, found.sums, folder, split, step)
     self.log.write(step, results | {"time/elapsed_seconds": chrono.elapsed})
     self.scored[step] = results[self.experiment.score_name]
     for split, found in by_split.items():
       logger.info("  evaluation at step %d, %s: %s", step, split, describe(found.scores))
     self.figures.after_evaluation(state)
-    if step == last_step:
-      for split, found in by_split.items():
-        folder = self.workdir / f"evaluation_{split}_latest"
-        report_classes(self.experiment, found.sums, folder, split, step)
 
   def _elapsed_before(self) -> float:
     """Seconds that earlier processes spent on the run."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,14 +18,16 @@ from saol_jax.errors import UserError
 from saol_jax.experiment import create_configured
 from saol_jax.fuse import fuse_norms
 from saol_jax.model import FunctionalModel, Variables, variables_of
-from saol_jax.model_card import ModelCard, read_model_json
+from saol_jax.model_card import ModelCard, card_of, read_model_json
 from saol_jax.optimizer import make_optimizer, make_schedule
 from saol_jax.preparation import seed_data
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import make_init
 
 EXPORT_FORMAT = 1  # of the folder, kept in its model.json
+_PROGRAM = "labels.stablehlo"  # every export has it, and no run
 WEIGHTS = ("auto", "raw", "ema")
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ def restore_trained(path: str | os.PathLike, *, dtype: str | None = None) -> Tra
   Raises:
     UserError: nothing intact is there, or dtype is unknown.
   """
-  if is_export(path):
+  if is_export(path) or (pathlib.Path(path) / _PROGRAM).exists():
     return _from_export(pathlib.Path(path), dtype)
   return restore_run(path, dtype=dtype)
 
@@ -152,14 +155,15 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
   path = folder / "model.json"
   try:
     facts = json.loads(path.read_text())
-    version, saved = int(facts["export_format"]), dict(facts["checksums"])
-    step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
+    if facts["export_format"] != EXPORT_FORMAT:  # first: all else may be different there
+      raise UserError(
+        f"{path} has export_format={facts['export_format']!r}, expected {EXPORT_FORMAT}; {mend}"
+      )
+    saved, card = dict(facts["checksums"]), card_of(facts)
     config = _config_of(facts["config"], dtype)
-  except (ValueError, TypeError, KeyError, OSError) as error:
+    step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
+  except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}); {mend}") from error
-  if version != EXPORT_FORMAT:
-    raise UserError(f"{path} has export_format={version}, expected {EXPORT_FORMAT}; {mend}")
-  card = read_model_json(folder)
   model = _model(config, card, fused=fused)
   init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
   like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
@@ -219,12 +223,29 @@ def _read_config(path: pathlib.Path, dtype: str | None) -> ml_collections.Config
     raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
 
 
-def _config_of(saved: dict, dtype: str | None) -> ml_collections.ConfigDict:
-  """A saved config; fields that did not exist then have their defaults."""
-  if dtype not in (None, "float32", "bfloat16"):
-    raise UserError(f"dtype={dtype!r} is unknown; expected float32 or bfloat16")
+def _config_of(saved: Any, dtype: str | None) -> ml_collections.ConfigDict:
+  """A saved config; fields that did not exist then have their defaults.
+
+  Raises:
+    UserError: dtype is unknown.
+    ValueError, TypeError: what was saved is no config of a run.
+  """
+  if dtype not in (None, *_DTYPES):
+    raise UserError(f"dtype={dtype!r} is unknown; expected {' or '.join(_DTYPES)}")
   config = default_config()
+  _check_sections(saved, config, "config")
   with config.unlocked():
     config.update(saved)
+  if config.dtype not in _DTYPES:  # a run has saved what "auto" was
+    raise ValueError(f"config.dtype is {config.dtype!r}, expected {' or '.join(_DTYPES)}")
   config.dtype = dtype or config.dtype
   return config
+
+
+def _check_sections(saved: Any, config: ml_collections.ConfigDict, name: str) -> None:
+  """Raises ValueError where there is something else instead of fields."""
+  if not isinstance(saved, dict):
+    raise ValueError(f"{name} is {saved!r:.40} instead of fields")
+  for field, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict) and field in saved:
+      _check_sections(saved[field], value, f"{name}.{field}")

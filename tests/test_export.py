@@ -181,6 +181,40 @@ def test_damage_is_named(exported, tmp_path):
     load(folder)
 
 
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"config": None}, "config is None instead of fields"),
+    ({"config": [1]}, r"config is \[1\] instead of fields"),
+    ({"config": {"model": "resnet8"}}, "config.model is 'resnet8' instead of fields"),
+    ({"config": {}}, "config.dtype is 'auto'"),
+    ({"step": float("inf")}, "OverflowError"),
+    ({"class_names": "cat"}, "class_names is 'cat'"),
+    ({"image_size": [0, 0]}, r"image_size is \[0, 0\]"),
+    ({"image_size": [float("inf"), 8]}, "OverflowError"),
+    ({"mean": [float("nan")] * 3}, "mean is"),
+    ({"std": [0.2, 0.2, 0]}, "std is"),
+    ({"checksums": {}}, "checkpoint is damaged"),
+    ({"export_format": 2, "fused_norms": ...}, "export_format=2, expected 1"),  # ...: left out
+  ],
+)
+def test_wrong_facts_are_named(exported, tmp_path, changes, message):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  facts = json.loads((folder / "model.json").read_text()) | changes
+  facts = {name: value for name, value in facts.items() if value is not ...}
+  (folder / "model.json").write_text(json.dumps(facts))
+  with pytest.raises(UserError, match=rf"{message}.*--mode=export"):
+    load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "checkpoint"])
+def test_what_an_export_has_lost_is_named(exported, tmp_path, name):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  (folder / name).rename(tmp_path / "lost")
+  with pytest.raises(UserError, match=rf"{name} .*restore the folder, or export .*--mode=export"):
+    load(folder)
+
+
 def test_hostile_pickles_in_a_checkpoint_are_not_executed(exported, tmp_path):
   folder = shutil.copytree(exported, tmp_path / "export")
   marker = tmp_path / "marker"

@@ -314,6 +314,8 @@ def _damaged(name, text):
     (shutil.rmtree, "no config.json.*--mode=train"),
     (_without("config.json"), "no config.json"),
     (_damaged("config.json", "{"), "config.json is not readable"),
+    (_damaged("config.json", "null"), "config.json is not readable"),
+    (_damaged("config.json", '{"model": []}'), "config.json is not readable"),
     (_without("model.json"), "no model.json.*training command again"),
     (_damaged("model.json", '{"class_names": []}'), "model.json is damaged"),
     (_damaged("model.json", "[]"), "model.json is damaged"),

@@ -1,5 +1,6 @@
 """A run that was stopped, or that finds damage, ends as if nothing had happened. All in process."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -18,9 +19,11 @@ from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
 from saol_jax.evaluate import evaluate
 from saol_jax.experiment import Experiment
+from saol_jax.runlog import RunLog
 from saol_jax.stopping import StopRequest
 from saol_jax.train import train_and_evaluate
-from tests.support import assert_identical, records, tiny_config
+from saol_jax.workdir import Lock
+from tests.support import assert_identical, records, snapshot, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,18 @@ def test_latest_two_and_the_best_are_kept(tmp_path):
   assert checkpoints.steps == [20, 40, 50]
   assert (checkpoints.best, checkpoints.latest) == (20, 50)
   checkpoints.close()
+
+
+def test_what_a_killed_save_left_is_deleted_by_the_next_run_alone(undisturbed, tmp_path):
+  left = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp" / "d"
+  left.mkdir(parents=True)
+  (left / "array").write_text("half of it")
+  Checkpoints(tmp_path, {}, read_only=True).close()
+  assert left.is_dir()
+  checkpoints = Checkpoints(tmp_path, {})
+  checkpoints.save_for_good(jax.device_put(undisturbed[1]))
+  checkpoints.close()
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["12"]
 
 
 @pytest.mark.parametrize("moment", ["between saves", "in a save", "bit by bit"])
@@ -122,10 +137,39 @@ def test_where_the_workdir_vanishes_in_a_save_no_checkpoint_stands_alone(
   monkeypatch.setattr(Checkpoints, "_check_space", vanish)
   monkeypatch.setattr("saol_jax.train.evaluate", look_and_evaluate)
   state = train_and_evaluate(tiny_config(), workdir)
-  assert around[0] >= {"config.json", "model.json", "metrics.jsonl"}
+  assert around[0] >= {"config.json", "model.json", "metrics.jsonl", "train.lock"}
   assert around[1] == [4, 6, 8, 12]
   assert_identical(undisturbed[1], state)
   assert records(workdir) == records(undisturbed[0])
+
+
+def test_a_workdir_in_use_is_refused_and_left_alone(undisturbed, monkeypatch):
+  monkeypatch.setattr("saol_jax.workdir._LOCK_SECONDS", 0.0)
+  with contextlib.closing(Lock(undisturbed[0])):
+    before = snapshot(undisturbed[0])
+    with pytest.raises(UserError, match="is in use"):
+      train_and_evaluate(tiny_config(), undisturbed[0])
+    assert snapshot(undisturbed[0]) == before
+
+
+def test_a_run_whose_workdir_another_has_by_now_ends_and_leaves_it_alone(tmp_path, monkeypatch):
+  """As after `mv run old` and a new start: the log of the other is not overwritten."""
+  workdir, theirs = tmp_path / "run", '{"step": 1}\n'
+  monkeypatch.setattr("saol_jax.workdir._LOCK_SECONDS", 0.0)
+
+  def take_over(self, state):
+    if workdir.with_name("old").exists():
+      return
+    workdir.rename(workdir.with_name("old"))
+    stack.enter_context(contextlib.closing(Lock(workdir)))
+    (workdir / "metrics.jsonl").write_text(theirs)
+
+  monkeypatch.setattr(Checkpoints, "_check_space", take_over)
+  with contextlib.ExitStack() as stack:
+    config = tiny_config(eval_every_steps=12, log_every_steps=6)
+    with pytest.raises(UserError, match="is in use"):
+      train_and_evaluate(config, workdir)
+  assert (workdir / "metrics.jsonl").read_text() == theirs
 
 
 @pytest.mark.parametrize("moment", ["between saves", "at the last", "at the last, still writing"])
@@ -218,6 +262,26 @@ def test_stopped_and_resumed_equals_undisturbed(undisturbed, tmp_path, monkeypat
   assert records(tmp_path) == records(undisturbed[0])
 
 
+def test_the_report_on_classes_is_there_before_the_line_of_the_evaluation(
+  undisturbed, tmp_path, monkeypatch
+):
+  """Killed between the two, a run that found the line alone would not evaluate that step again."""
+  workdir = tmp_path / "run"
+  shutil.copytree(undisturbed[0], workdir)
+  shutil.rmtree(workdir / "evaluation_test_latest")
+  lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(RunLog, "write", killed)
+  with pytest.raises(KeyboardInterrupt):
+    train_and_evaluate(tiny_config(), workdir)
+  reported = {path.name for path in (workdir / "evaluation_test_latest").iterdir()}
+  assert reported >= {"classes.csv", "confusion.csv"}
+
+
 def test_finished_run_only_reports_again(undisturbed):
   workdir, state = undisturbed
   before = (workdir / "metrics.jsonl").read_text()
@@ -253,6 +317,7 @@ def test_damaged_newest_checkpoint_falls_back(undisturbed, tmp_path, caplog, dam
   state = train_and_evaluate(tiny_config(), workdir)
   assert "DAMAGED CHECKPOINT: step 12" in caplog.text
   assert "going on from the one before, step 10" in caplog.text
+  assert "CHECKPOINTS VANISHED" not in caplog.text
   assert (workdir / "damaged_checkpoints" / "12").is_dir()
   assert_identical(undisturbed[1], state)
   assert records(workdir) == records(undisturbed[0])

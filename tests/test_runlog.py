@@ -33,6 +33,17 @@ def test_vanished_log_is_written_again_with_all_its_lines(log, tmp_path, caplog)
   assert caplog.text.count("LOG VANISHED") == 1
 
 
+def test_replaced_log_is_written_again_with_all_its_lines(log, tmp_path, caplog):
+  path = tmp_path / "run" / "metrics.jsonl"
+  other = tmp_path / "other.jsonl"
+  other.write_text("")
+  other.replace(path)
+  log.write(12, {})
+  log.write(16, {})
+  assert [record["step"] for record in read_records(path)] == [4, 8, 12, 16]
+  assert caplog.text.count("LOG VANISHED") == 1
+
+
 def test_full_disk_is_one_message_that_names_the_file(log, tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -83,3 +94,13 @@ def test_damaged_line_costs_no_other(tmp_path, caplog):
     False,
     False,
   ]
+
+
+@pytest.mark.parametrize(
+  "line", ['{"step": "7"}', '{"step": 1e400}', '{"step": 7, "eval/saol_top1": "0.9"}', "[7]", "7"]
+)
+def test_line_of_a_wrong_kind_is_left_out(tmp_path, caplog, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 9}}\n')
+  assert read_records(path) == [{"step": 1}, {"step": 9}]
+  assert "line 2 of" in caplog.text

@@ -24,26 +24,32 @@ CHANGES |= {"checkpoint_every_steps": 10, "figures": False}
 CHANGES |= {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-5}
 
 
-def start_both(workdir, *more, **changes) -> list[subprocess.Popen]:
+def start_both(workdir, *more, unable=None, **changes) -> list[subprocess.Popen]:
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
+  commands = [
+    command(
+      workdir,
+      f"--coordinator=localhost:{port}",
+      "--num_processes=2",
+      f"--process_id={index}",
+      *more,
+      **CHANGES | changes,
+    )
+    for index in (0, 1)
+  ]
+  if unable is not None:
+    commands[unable][1:1] = ["-c", UNABLE]
   return [
     subprocess.Popen(
-      command(
-        workdir,
-        f"--coordinator=localhost:{port}",
-        "--num_processes=2",
-        f"--process_id={index}",
-        *more,
-        **CHANGES | changes,
-      ),
+      one,
       env=environment(2),
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for index in (0, 1)
+    for one in commands
   ]
 
 
@@ -88,6 +94,36 @@ def test_all_save_the_same_step_and_leave(stopped):
   assert (workdir / "checkpoints" / str(last)).is_dir()
   assert "images/s" in ended[0][1]
   assert "images/s" not in ended[1][1]  # one of them speaks
+
+
+# main.py in a process that cannot read the newest checkpoint, though it is whole.
+UNABLE = """
+import runpy, sys
+from saol_jax.checkpoint import Checkpoints
+read = Checkpoints._read
+def fail_at_the_newest(self, step, like):
+  if step == self.latest:
+    raise OSError("Input/output error")
+  return read(self, step, like)
+Checkpoints._read = fail_at_the_newest
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_what_one_process_alone_cannot_read_is_not_passed_over(stopped, tmp_path):
+  """They would go on from different steps, each with a share of the same batches."""
+  workdir = shutil.copytree(stopped[0], tmp_path / "run")
+  newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+  older = workdir / "checkpoints" / "0"
+  if not older.exists():
+    shutil.copytree(workdir / "checkpoints" / str(newest), older)
+  processes = start_both(workdir, unable=1)
+  codes, outputs = zip(*ends(processes, timeout=200), strict=True)
+  assert codes[1] == UserError.code, outputs
+  assert f"can read step 0 at best, and the main process step {newest}" in outputs[1]
+  assert codes[0] in (PEER_LOST, -signal.SIGABRT), outputs
+  assert (workdir / "checkpoints" / str(newest)).is_dir()
 
 
 def test_two_processes_train_as_one(stopped, alone):

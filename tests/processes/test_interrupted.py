@@ -52,6 +52,9 @@ def test_signal_while_training_saves_and_a_restart_goes_on(tmp_path):
   assert [int(path.name) for path in (tmp_path / "checkpoints").iterdir()] == [last]
   process = start(long)
   wait_until(lambda: records(tmp_path)[-1]["step"] > last, process, seconds=120)
+  code, output = run(long)
+  assert code == 2, output
+  assert f"is in use: process {process.pid} on " in output
   output = leave(process, signal.SIGINT)
   assert f"Going on from step {last} " in output
 

@@ -1,0 +1,30 @@
+"""Files that survive a power cut: on disk before they get their name."""
+
+import os
+
+from saol_jax import durable
+from saol_jax.durable import write_text
+
+
+def test_text_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+  path, seen, fsync = tmp_path / "config.json", [], os.fsync
+
+  def look(descriptor):
+    seen.append((path.read_text(), (tmp_path / "config.json.tmp").read_text()))
+    fsync(descriptor)
+
+  path.write_text("old")
+  monkeypatch.setattr(durable.os, "fsync", look)
+  write_text(path, "né\n")
+  assert seen == [("old", "né\n")]
+  assert path.read_bytes() == "né\n".encode()
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_text_is_not_written_again(tmp_path):
+  path = tmp_path / "config.json"
+  write_text(path, "{}")
+  before = path.stat()
+  write_text(path, "{}")
+  after = path.stat()
+  assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
