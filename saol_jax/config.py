@@ -90,14 +90,13 @@ def default_config() -> ml_collections.ConfigDict:
   model.lateral_kernel_size = 1  # of SAOL's lateral convolutions
   model.dropout = 0.0  # rate inside the blocks, for backbones that have it; or of ShakeDrop
   model.last_stride = 0  # 1 or 2, of the last stage; 0: the backbone's own
-  model.norm_group = 0  # examples a batch-norm group; 0: the whole batch
+  model.norm_group = 0  # examples a batch-norm group; 0: all that are computed at once
   model.pretrained = ""  # weights to start from: .safetensors, .pth or hf://org/name; empty: random
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out
   loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
-  # 2: L_SS2 on half of the batch (norms of the whole batch, too), at half of its cost; 3: a third.
-  loss.consistency_every = 1
+  loss.consistency_every = 1  # 2: L_SS2 on half of the batch, at half of its cost; 3: a third
   loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
   loss.distillation_beta = 0.5  # weight of the label inside L_SD
   loss.concentration_weight = 0.0  # of a loss of ours that spreads the attention; 0: as the paper
@@ -153,9 +152,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.decay_factor = 0.2  # of schedule step: factor at each milestone
   optimizer.multipliers = ""  # of the rate by parameter: "backbone=0.1, */bias=0"; 0 freezes
   optimizer.clip_norm = 0.0  # longest gradient; 0: no clipping
-  # Parts that a batch is computed in, to save memory; hardly on a CPU. Norms of the whole batch
-  # (norm_group 0) are then of a part.
-  optimizer.accumulate = 1
+  optimizer.accumulate = 1  # parts that a batch is computed in, to save memory; hardly on a CPU
   optimizer.ema_decay = 0.0  # of the moving average of parameters and statistics; 0: none
 
   config.evaluate = evaluate = ml_collections.ConfigDict()

@@ -4,7 +4,7 @@
 3   a loss or gradient was not finite
 4   predict: images that could not be read were skipped, the others are done
 69  another process of the run is gone: start all again
-75  stopped by SIGTERM or SIGINT with its state saved: run the same command again to go on
+75  stopped by SIGTERM, SIGINT or SIGHUP with its state saved: run the same command again to go on
 """
 
 PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h

@@ -53,7 +53,7 @@ def train_and_evaluate(
     UserError: bad input, and nothing in the workdir has changed; or a save failed, and the
       checkpoint before it is intact.
     DivergedError: a loss or the gradient was not finite; nothing broken was saved.
-    Stopped: by SIGTERM or SIGINT, with the state saved.
+    Stopped: by SIGTERM, SIGINT or SIGHUP, with the state saved.
   """
   config, workdir = resolve(config), pathlib.Path(workdir)
   with contextlib.ExitStack() as stack:
