@@ -69,7 +69,7 @@ def write_confusion(
   path: str | os.PathLike, confusion: np.ndarray, class_names: Sequence[str]
 ) -> None:
   """Writes counts (K, K) with a row for each true class and a column for each predicted one."""
-  with open(path, "w", newline="", encoding="utf-8") as file:
+  with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
     writer = csv.writer(file)
     writer.writerow(["true \\ predicted", *class_names])
     writer.writerows(
@@ -88,7 +88,7 @@ def write_classes(
   """
   right, images, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
   wrong = confusion - np.diag(right)
-  with open(path, "w", newline="", encoding="utf-8") as file:
+  with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
     writer = csv.writer(file)
     writer.writerow(_COLUMNS)
     for label, name in enumerate(class_names):

@@ -9,13 +9,15 @@ from typing import IO
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces the content of a file at once: after a power cut, too, it is the old or the new one.
 
-  A file that has this content already is left alone.
+  A file that has this content already is left alone. Names of files that are not UTF-8 come back as
+  the bytes that they are.
   """
-  if path.is_file() and path.read_bytes() == text.encode():
+  content = text.encode(errors="surrogateescape")
+  if path.is_file() and path.read_bytes() == content:
     return
   temporary = path.with_name(f"{path.name}.tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.write(text)
+  with temporary.open("wb") as file:
+    file.write(content)
     flush_to_disk(file)
   temporary.replace(path)
 

@@ -16,6 +16,7 @@ from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import padded_batches
 from saol_jax.distributed import is_main_process
+from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 from saol_jax.metrics import classification_scores
@@ -130,7 +131,7 @@ def evaluate_workdir(
   results, sums = evaluate(experiment, state, source, split)
   path = workdir / f"evaluation_{split}_{wanted}.json"
   if is_main_process():
-    path.write_text(json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+    write_text(path, json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
     report_classes(experiment, sums, path.with_suffix(""), split, int(state.step))
   logger.info("%s\nwritten to %s and %s/", describe(results), path, path.with_suffix(""))
   return results

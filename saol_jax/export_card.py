@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -9,8 +10,11 @@ from typing import Any
 
 import ml_collections
 
+from saol_jax.durable import write_text
 from saol_jax.runlog import read_records
 from saol_jax.trained import Trained
+
+logger = logging.getLogger(__name__)
 
 _NAMED_CLASSES = 20
 _SCORES = {"top1": "top-1", "top5": "top-5", "nll": "NLL, nats", "ece": "ECE"}
@@ -59,7 +63,7 @@ def write_card(
   lines += ["## Use", "", _USE.strip(), ""]
   if "maps" in facts["programs"]:
     lines += [_MAPS.strip(), ""]
-  (folder / "MODEL_CARD.md").write_text("\n".join(lines))
+  write_text(folder / "MODEL_CARD.md", "\n".join(lines))
 
 
 _HEADS = {"saol": "the SAOL and GAP-FC heads", "gap": "the GAP-FC head"}
@@ -153,17 +157,18 @@ def _localization(workdir: pathlib.Path) -> list[str]:
   """Table of every `--mode=localize` that was run."""
   lines = []
   for path in sorted(workdir.glob("localization_*.json")):
-    facts = json.loads(path.read_text())
-    rows = [
-      [name, *(f"{100 * scores[key]:.1f} %" for key in _BOX_SCORES)]
-      for name, scores in facts["maps"].items()
-    ]
-    lines += [
-      f"## Localisation, {facts['num_images']} {facts['split']} images, step {facts['step']}",
-      "",
-      *_table(["map", *_BOX_SCORES.values()], rows),
-      "",
-    ]
+    try:
+      facts = json.loads(path.read_text())
+      title = f"{facts['num_images']} {facts['split']} images, step {facts['step']}"
+      rows = [
+        [name, *(f"{100 * scores[key]:.1f} %" for key in _BOX_SCORES)]
+        for name, scores in facts["maps"].items()
+      ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      logger.warning("%s is left out of the card, since it is damaged (%r)", path, error)
+      continue
+    table = _table(["map", *_BOX_SCORES.values()], rows)
+    lines += [f"## Localisation, {title}", "", *table, ""]
   return lines
 
 

@@ -19,6 +19,7 @@ from saol_jax.data.augment import normalise
 from saol_jax.data.folder import BOXES_FILE, BOXES_HEADER
 from saol_jax.data.loader import padded_batches
 from saol_jax.distributed import replicated, split_batch
+from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
 from saol_jax.experiment import Experiment
@@ -107,7 +108,7 @@ def localize_workdir(
     "thresholds": THRESHOLDS.round(3).tolist(),
     "box_accuracy": {name: curve.round(6).tolist() for name, curve in curves.items()},
   }
-  path.write_text(json.dumps(facts) + "\n")
+  write_text(path, json.dumps(facts) + "\n")
   title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
   draw_box_accuracy(path.with_suffix(".png"), curves, thresholds, title)
   logger.info(

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +99,13 @@ def test_classes_are_counted_in_whole_numbers(count, monkeypatch):
   ticks = saved[0].axes[1].get_xticks()
   assert (ticks == ticks.round()).all()
   assert ((ticks >= 1) & (ticks <= count)).any()
+
+
+def test_tables_take_names_that_are_not_utf_8(tmp_path):
+  names = [os.fsdecode(b"caf\xe9"), "tea"]
+  for write in (class_report.write_confusion, class_report.write_classes):
+    write(tmp_path / "table.csv", np.eye(2, dtype=np.int64), names)
+    assert b"caf\xe9," in (tmp_path / "table.csv").read_bytes()
 
 
 def test_names_that_no_font_has_are_numbered(tmp_path, monkeypatch):

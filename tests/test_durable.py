@@ -28,3 +28,8 @@ def test_the_same_text_is_not_written_again(tmp_path):
   write_text(path, "{}")
   after = path.stat()
   assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_names_that_are_not_utf_8_come_back_as_their_bytes(tmp_path):
+  write_text(tmp_path / "MODEL_CARD.md", os.fsdecode(b"caf\xe9"))
+  assert (tmp_path / "MODEL_CARD.md").read_bytes() == b"caf\xe9"

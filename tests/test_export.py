@@ -16,7 +16,7 @@ from jax import export as jax_export
 
 from saol_jax.errors import UserError
 from saol_jax.export import export_command
-from saol_jax.export_card import _plain, _sample
+from saol_jax.export_card import _localization, _plain, _sample
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import load
 from saol_jax.trained import for_inference, restore_run
@@ -142,6 +142,13 @@ def test_card_leaves_hostile_names_as_text():
   assert _plain("<img src=x onerror=alert(1)>\n# [a](b)|") == (
     "&lt;img src=x onerror=alert\\(1\\)&gt; \\# \\[a\\]\\(b\\)\\|"
   )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"maps": {}}', '{"maps": {"cam": {}}}'])
+def test_card_leaves_out_what_is_damaged(tmp_path, caplog, text):
+  (tmp_path / "localization_test_latest.json").write_text(text)
+  assert _localization(tmp_path) == []
+  assert "localization_test_latest.json is left out of the card" in caplog.text
 
 
 def test_card_shows_quotes_as_they_are():
