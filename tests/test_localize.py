@@ -123,14 +123,6 @@ def test_scores_are_those_of_a_recomputation(finished):
   assert top5 != known
 
 
-def test_rank_of_the_label():
-  log_probs = jnp.array([[0.5, 0.2, 0.2, 0.1], [0.25] * 4, [jnp.nan] * 4])
-  for label, expected in ((0, [0, 0]), (1, [1, 1]), (2, [2, 2]), (3, [3, 3])):
-    ranks = localize._label_ranks(log_probs, jnp.full(3, label))
-    assert ranks[:2].tolist() == expected
-    assert ranks[2] == 4  # never right
-
-
 def test_file_holds_the_results_and_the_curves(finished):
   workdir, results = finished
   saved = json.loads((workdir / "localization_test_latest.json").read_text())

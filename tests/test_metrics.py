@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saol_jax.metrics import NUM_BINS, classification_scores, classification_sums
+from saol_jax.metrics import NUM_BINS, classification_scores, classification_sums, label_ranks
 
 sums_of = jax.jit(classification_sums)
 
@@ -108,6 +108,14 @@ def test_a_constant_prediction_is_right_for_the_first_class_only():
   sums = sums_of(jnp.full((10, 10), np.log(0.1), jnp.float32), labels, jnp.ones(10))
   assert float(sums["top1"]) == 1
   assert float(sums["top5"]) == 5
+
+
+def test_rank_of_the_label():
+  log_probs = jnp.array([[0.5, 0.2, 0.2, 0.1], [0.25] * 4, [jnp.nan] * 4])
+  for label, expected in ((0, [0, 0]), (1, [1, 1]), (2, [2, 2]), (3, [3, 3])):
+    ranks = label_ranks(log_probs, jnp.full(3, label))
+    assert ranks[:2].tolist() == expected
+    assert ranks[2] > 4  # never right, however few the classes
 
 
 @pytest.mark.parametrize("num_classes", [3, 10])

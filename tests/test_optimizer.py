@@ -8,7 +8,7 @@ import pytest
 
 from saol_jax.config import default_config
 from saol_jax.errors import UserError
-from saol_jax.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
+from saol_jax.optimizer import OPTIMIZERS, SCHEDULES, decay_mask, make_optimizer, make_schedule
 
 
 def optimizer_config(**changes):
@@ -96,7 +96,6 @@ def start():
   rng = np.random.default_rng(0)
   shapes = {"conv": {"kernel": (3, 3, 2, 4)}, "linear": {"kernel": (4, 5), "bias": (5,)}}
   shapes["norm"] = {"scale": (4,), "bias": (4,)}
-  shapes["vit"] = {"class_token": (1, 4), "positions": (3, 4)}
   return jax.tree.map(
     lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
   )
@@ -170,10 +169,15 @@ def test_decay_reaches_kernels_only_unless_asked_for():
     differs = jax.tree.map(lambda a, b: bool((a != b).any()), plain, decayed)
     changed[decay_all] = differs
   kernels = {"conv": {"kernel": True}, "linear": {"kernel": True, "bias": False}}
-  others = {"norm": ("scale", "bias"), "vit": ("class_token", "positions")}
-  spared = {layer: dict.fromkeys(names, False) for layer, names in others.items()}
-  assert changed[False] == kernels | spared
+  assert changed[False] == {**kernels, "norm": {"scale": False, "bias": False}}
   assert all(jax.tree.leaves(changed[True]))
+
+
+def test_learnt_inputs_of_a_vit_do_not_decay():
+  params = {"class_token": jnp.ones((1, 4)), "positions": jnp.ones((3, 4))}
+  params["patches"] = {"kernel": jnp.ones((2, 2, 3, 4)), "bias": jnp.ones(4)}
+  spared = {"class_token": False, "positions": False}
+  assert decay_mask(params) == spared | {"patches": {"kernel": True, "bias": False}}
 
 
 @pytest.mark.parametrize("clip", [0.0, 2.0, 1e6])
