@@ -125,7 +125,7 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
     _say(f"{who}error: {error}")
     code = error.code
   except ModuleNotFoundError as error:
-    print(f"{who}error: {errors.missing_package(error)}", file=sys.stderr)
+    _say(f"{who}error: {errors.missing_package(error)}")
     code = errors.UserError.code
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
