@@ -181,5 +181,7 @@ def _leave(message: str) -> NoReturn:
 
 def _say(message: str) -> None:
   """Prints on stderr; where that is a full disk or a closed terminal, the exit code has to do."""
-  with contextlib.suppress(OSError):
+  try:
     print(message, file=sys.stderr, flush=True)
+  except OSError:  # Python would try to write it again at its end, and make the exit code 120
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until then

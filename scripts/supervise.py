@@ -16,6 +16,7 @@ saves and leaves with 75. On Linux it is also asked to stop when this program is
 import argparse
 import contextlib
 import ctypes
+import os
 import pathlib
 import signal
 import subprocess
@@ -82,9 +83,9 @@ def supervise(
 
 
 def _say(text: str) -> None:
-  """Prints on stderr; on a full disk or a closed terminal the command matters more."""
-  with contextlib.suppress(OSError):
-    print(f"supervise: the command {text}", file=sys.stderr, flush=True)
+  """Writes to stderr; on a full disk or a closed terminal the command matters more."""
+  with contextlib.suppress(OSError):  # not through Python's buffer, which is tried again at the end
+    os.write(2, f"supervise: the command {text}\n".encode(errors="backslashreplace"))
 
 
 def main() -> None:
