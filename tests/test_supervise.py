@@ -98,11 +98,9 @@ sys.exit(75)
 def start(workdir) -> subprocess.Popen:
   """A supervised command that has come to its work, in a process group as a terminal makes one."""
   command = supervised(workdir, "-c", STOPPED, str(workdir))
-
-  def hear_hangups() -> None:  # which the tests, started by nohup, would pass on as ignored
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-  process = subprocess.Popen(command, start_new_session=True, preexec_fn=hear_hangups)
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's tests would pass on "ignored"
+  process = subprocess.Popen(command, start_new_session=True)
+  signal.signal(signal.SIGHUP, before)
   wait_until(lambda: any(workdir.glob("ready in *")), process, seconds=60)
   return process
 
