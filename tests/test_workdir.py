@@ -42,10 +42,16 @@ def test_second_run_is_refused_until_the_first_one_is_killed(tmp_path):
 
 
 def test_a_run_that_is_just_ending_is_waited_for(tmp_path, monkeypatch):
-  first = Lock(tmp_path)
+  first, waits = Lock(tmp_path), []
+
+  def end(seconds):
+    waits.append(seconds)
+    first.close()
+
   monkeypatch.setattr(workdirs, "_LOCK_SECONDS", 60.0)
-  monkeypatch.setattr(workdirs.time, "sleep", lambda _: first.close())
+  monkeypatch.setattr(workdirs.time, "sleep", end)
   Lock(tmp_path).close()
+  assert len(waits) == 1
 
 
 def test_vanished_lock_is_taken_anew_unless_another_run_has_it(tmp_path):

@@ -27,6 +27,7 @@ import numpy as np
 from saol_jax import console
 from saol_jax.data.prepared import open_prepared
 from saol_jax.data.records import Records, parse_row
+from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.image_files import orientation, read_image
 from saol_jax.progress import Progress
@@ -245,7 +246,7 @@ def _check_plan(path: pathlib.Path, plan: dict) -> None:
     if changed:
       changed = [key for key in changed if key != "digest"]
       raise UserError(f"{path.parent} holds a copy with another {' and '.join(changed)}; {mend}")
-  path.write_text(json.dumps(plan) + "\n")
+  write_text(path, json.dumps(plan) + "\n")
 
 
 def main() -> None:
