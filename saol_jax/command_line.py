@@ -6,8 +6,10 @@ import functools
 import operator
 import os
 import pathlib
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import NoReturn
 
 import jax
@@ -103,8 +105,8 @@ def parse_flags(
 def run(function: Callable[[], object], join: Callable[[], None] | None = None) -> None:
   """Calls a function as a program: progress on stdout, one message for what a user can mend.
 
-  Ends the process with the exit code that the function returns, if that is what it returns, or
-  with that of `saol_jax.errors`.
+  Ends the process with the exit code that the function returns, if that is what it returns, with
+  that of `saol_jax.errors`, or by the signal that came, once the function has tidied up.
 
   Args:
     function: the program.
@@ -112,6 +114,18 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   """
   console.set_up()
   compilation_cache.set_up()
+  with _signals_interrupt():
+    code, several = _run(function, join)
+  if code or several:
+    # A normal exit waits for a compilation that still goes on in a thread. In one of several
+    # processes it also takes the connections apart, which can abort another that is doing the same.
+    with contextlib.suppress(OSError):
+      print(end="", flush=True)
+    os._exit(code)
+
+
+def _run(function: Callable[[], object], join: Callable[[], None] | None) -> tuple[int, bool]:
+  """Exit code, and whether this is one of several processes."""
   who = ""
   try:
     if join is not None:
@@ -140,12 +154,36 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
       raise
     _say(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})")
     code = errors.PEER_LOST
-  if code or who:
-    # A normal exit waits for a compilation that still goes on in a thread. In one of several
-    # processes it also takes the connections apart, which can abort another that is doing the same.
-    with contextlib.suppress(OSError):
-      print(end="", flush=True)
-    os._exit(code)
+  return code, bool(who)
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+  """Inside `with`, SIGTERM, SIGINT and SIGHUP unwind what goes on before they end the process.
+
+  Training takes them otherwise, see `stopping.StopRequest`, but for a second SIGINT. SIGHUP stays
+  ignored where it is, as under nohup.
+  """
+  received = signal.SIGINT
+
+  def interrupt(number: int, frame: FrameType | None) -> None:
+    nonlocal received
+    received = signal.Signals(number)
+    raise KeyboardInterrupt
+
+  previous = {}
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      previous[number] = signal.signal(number, interrupt)
+  try:
+    yield
+  except KeyboardInterrupt:
+    _say(f"ended by {received.name}; what was saved before is as it was.")
+    signal.signal(received, signal.SIG_DFL)  # so that whoever started this sees how it ended
+    os.kill(os.getpid(), received)
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
 
 
 def _exit_code_of(function: Callable[[], object], who: str) -> int:

@@ -1,6 +1,8 @@
 """How a program ends, with stand-ins for what main.py does."""
 
 import os
+import pathlib
+import signal
 import subprocess
 import sys
 
@@ -20,6 +22,35 @@ def program():
 
 command_line.run(program)
 """
+
+WAITING = """
+import signal, sys, tempfile, time
+from saol_jax import command_line
+
+signal.signal(int(sys.argv[2]), signal.SIG_DFL)  # whatever the tests run under
+
+def program():
+  with tempfile.TemporaryDirectory(dir=sys.argv[1], prefix=".partial-"):
+    print("ready", flush=True)
+    time.sleep(60)
+
+command_line.run(program)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_tidies_up_and_ends_the_program(tmp_path: pathlib.Path, number):
+  """What is half done is taken away, one line says why, and whoever waits sees the signal."""
+  command = [sys.executable, "-c", WAITING, str(tmp_path), str(int(number))]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  with subprocess.Popen(command, env=environment(), **pipes) as process:
+    assert process.stdout.readline() == "ready\n"
+    assert list(tmp_path.iterdir())
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+  assert process.returncode == -number
+  assert errors == f"ended by {number.name}; what was saved before is as it was.\n"
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
