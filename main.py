@@ -16,7 +16,11 @@ MODES = {
   "evaluate": ("saol_jax.evaluate.evaluate_workdir", ("config", "workdir"), ()),
   "inspect": ("saol_jax.inspect_data.inspect_workdir", ("config", "workdir"), ()),
   "localize": ("saol_jax.localize.localize_workdir", ("config", "workdir"), ()),
-  "predict": ("saol_jax.predict.predict_command", ("workdir", "images"), ("output", "top_k")),
+  "predict": (
+    "saol_jax.predict.predict_command",
+    ("workdir", "images"),
+    ("output", "top_k", "checkpoint", "weights"),
+  ),
   "export": (
     "saol_jax.export.export_command",
     ("workdir",),
@@ -35,8 +39,10 @@ flags.DEFINE(
 )
 flags.DEFINE_integer("top_k", 5, "For predict: how many classes to name.")
 flags.DEFINE_string("backbones", "*", "For list: a pattern of names, such as 'resnet*'.")
-flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For export: which one.")
-flags.DEFINE_enum("weights", "auto", ["auto", "raw", "ema"], "For export: auto: ema if kept.")
+flags.DEFINE_enum("checkpoint", "latest", ["latest", "best"], "For predict and export.")
+flags.DEFINE_enum(
+  "weights", "auto", ["auto", "raw", "ema"], "For predict and export; auto: ema if kept."
+)
 flags.DEFINE_bool("fuse", False, "For export: fold batch norms into convolutions.")
 flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
 flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
@@ -69,7 +75,5 @@ def join() -> None:
 
 
 if __name__ == "__main__":
-  needed = {mode: arguments for mode, (_, arguments, _) in MODES.items()}
-  app.run(
-    main, flags_parser=functools.partial(command_line.parse_flags, values=FLAGS, needed=needed)
-  )
+  modes = {mode: (needed, options) for mode, (_, needed, options) in MODES.items()}
+  app.run(main, flags_parser=functools.partial(command_line.parse_flags, values=FLAGS, modes=modes))

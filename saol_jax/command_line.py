@@ -37,6 +37,8 @@ _FLAG_HELP = {
   "workdir": "the folder of the run",
   "images": "a file, a folder, or a pattern in quotes",
 }
+# What there is for other modes than those that take a flag.
+_INSTEAD = {"checkpoint": " (evaluate and localize take --config.evaluate.checkpoint)"}
 # What a field of the config takes, by the type of its default.
 _KINDS = {
   bool: "true or false",
@@ -69,23 +71,26 @@ class Folder(flags.ArgumentParser):
 
 
 def parse_flags(
-  argv: list[str], values: flags.FlagValues, needed: Mapping[str, Sequence[str]]
+  argv: list[str],
+  values: flags.FlagValues,
+  modes: Mapping[str, tuple[Sequence[str], Sequence[str]]],
 ) -> list[str]:
   """Like absl's own parser, but every mistake is one message and exit code 2.
 
   Args:
     argv: the command line.
-    values: where the flags are defined, `mode` and `config` among them.
-    needed: mode -> names of the flags that it cannot do without.
+    values: where the flags are defined, `mode`, `config` and `workdir` among them.
+    modes: mode -> names of the flags that it cannot do without, and of those that it also takes.
 
   Returns:
     What is left of the command line.
   """
   try:
     rest = values(argv)
-    for name in needed[values.mode]:
+    for name in modes[values.mode][0]:
       if values[name].value is None:
         _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}")
+    _check_taken(values, {mode: {*needed, *options} for mode, (needed, options) in modes.items()})
     if values.config is not None:
       values.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
   except flags.IllegalFlagValueError as error:
@@ -194,6 +199,17 @@ def _exit_code_of(function: Callable[[], object], who: str) -> int:
     _say(f"{who}{stopped} Run the same command again to go on.")
     return stopped.code
   return result if isinstance(result, int) else 0
+
+
+def _check_taken(values: flags.FlagValues, taken: Mapping[str, set[str]]) -> None:
+  """Leaves where a flag was given that does nothing in the mode; a recipe and a workdir may be."""
+  for name in sorted(set().union(*taken.values()) - {"config", "workdir"} - taken[values.mode]):
+    if values[name].present:
+      others = " and ".join(f"--mode={mode}" for mode in taken if name in taken[mode])
+      _leave(
+        f"--{name} is for {others}, and would do nothing in --mode={values.mode}; leave it out"
+        + _INSTEAD.get(name, "")
+      )
 
 
 def _illegal(error: flags.IllegalFlagValueError) -> str:

@@ -210,9 +210,9 @@ def _reading(data: ml_collections.ConfigDict) -> Reading:
 
 
 def create_configured(
-  config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs
+  config: ml_collections.ConfigDict, num_classes: int, rngs: nnx.Rngs, *, inference: bool = False
 ) -> nnx.Module:
-  """The model that a resolved config describes."""
+  """The model that a resolved config describes; for inference without what only training needs."""
   options = config.model
   return create_model(
     options.name,
@@ -221,7 +221,7 @@ def create_configured(
     width=options.width,
     kernel_size=options.kernel_size,
     lateral_kernel_size=options.lateral_kernel_size,
-    mask_branch="mask" in loss_weights(config),
+    mask_branch=not inference and "mask" in loss_weights(config),
     dropout=options.dropout,
     last_stride=options.last_stride or None,
     norm_group=options.norm_group or None,

@@ -50,6 +50,8 @@ def predict_command(
   output: str | os.PathLike | None = None,
   top_k: int = 5,
   batch_size: int = 32,
+  checkpoint: str = "latest",
+  weights: str = "auto",
 ) -> int:
   """Predicts every image that is asked for, and writes what it found.
 
@@ -59,13 +61,14 @@ def predict_command(
   labels only. Where an image lies in a folder that is named like a class, that is its true label.
 
   Args:
-    workdir: of a trained run.
+    workdir: of a trained run, or an export.
     images: a file, a folder or a pattern, see `image_files.find_images`.
     output: folder, made if need be; None for `workdir/predictions`. What an earlier call wrote
       there is replaced once all images are predicted, and stays whole if this one fails; other
       files there stay.
     top_k: how many classes to name.
     batch_size: images at once.
+    checkpoint, weights: of a run, see `load`.
 
   Returns:
     Exit code: 0, or `SOME_SKIPPED` where files could not be read; they are named and left out.
@@ -76,7 +79,9 @@ def predict_command(
   workdir = pathlib.Path(workdir)
   output = workdir / "predictions" if output is None else pathlib.Path(output)
   files = find_images(images, leave_out=output / "overlays")
-  predictor = load(workdir, top_k=top_k, batch_size=batch_size)
+  predictor = load(
+    workdir, top_k=top_k, batch_size=batch_size, checkpoint=checkpoint, weights=weights
+  )
   logger.info(
     "%d files; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",
     len(files),

@@ -253,23 +253,30 @@ def _boxes(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def load(
-  path: str | os.PathLike, *, top_k: int = 5, batch_size: int = 32, dtype: str | None = None
+  path: str | os.PathLike,
+  *,
+  top_k: int = 5,
+  batch_size: int = 32,
+  dtype: str | None = None,
+  checkpoint: str = "latest",
+  weights: str = "auto",
 ) -> Predictor:
-  """A predictor from an export, or the newest intact checkpoint of a run; no data set is needed.
+  """A predictor from an export, or from a checkpoint of a run; no data set is needed.
 
-  The moving average of the variables is used where the run kept one. Labels and probabilities are
-  SAOL's, or GAP-FC's for a model with `head="gap"`, which has no maps.
+  Labels and probabilities are SAOL's, or GAP-FC's for a model with `head="gap"`, which has no maps.
 
   Args:
     path: folder of an export, or workdir of a run, finished or going on.
     top_k: how many classes to name.
     batch_size: images at once.
     dtype: "float32" or "bfloat16" of the computation; None for that of the run.
+    checkpoint: of a run: "latest", the newest that is intact, or "best", by the evaluation score.
+    weights: of a run: "raw", "ema" for their moving average, or "auto": that where it kept one.
 
   Raises:
     UserError: there is no run, or nothing intact in it, or an argument is out of range.
   """
-  trained = restore_trained(path, dtype=dtype)
+  trained = restore_trained(path, dtype=dtype, checkpoint=checkpoint, weights=weights)
   return Predictor(
     trained.config,
     trained.card,

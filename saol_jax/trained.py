@@ -51,19 +51,32 @@ class Trained:
   weights: str
 
 
-def restore_trained(path: str | os.PathLike, *, dtype: str | None = None) -> Trained:
-  """The model of an export, or the newest intact one of a run.
+def restore_trained(
+  path: str | os.PathLike,
+  *,
+  dtype: str | None = None,
+  checkpoint: str = "latest",
+  weights: str = "auto",
+) -> Trained:
+  """The model of an export, or of a run.
 
   Args:
     path: folder of an export, or workdir of a run, finished or going on.
     dtype: "float32" or "bfloat16" of the computation; None for that of the run.
+    checkpoint, weights: of a run, see `restore_run`; an export holds what was chosen for it.
 
   Raises:
-    UserError: nothing intact is there, or dtype is unknown.
+    UserError: nothing intact is there, or an argument is unknown or not for an export.
   """
-  if is_export(path) or (pathlib.Path(path) / _PROGRAM).exists():
-    return _from_export(pathlib.Path(path), dtype)
-  return restore_run(path, dtype=dtype)
+  if not (is_export(path) or (pathlib.Path(path) / _PROGRAM).exists()):
+    return restore_run(path, dtype=dtype, checkpoint=checkpoint, weights=weights)
+  if (checkpoint, weights) != ("latest", "auto"):
+    raise UserError(
+      f"{path} is an export, which holds one checkpoint and one kind of weights, so that "
+      f"checkpoint={checkpoint!r} and weights={weights!r} cannot be chosen there; leave them out, "
+      "or name the workdir of the run"
+    )
+  return _from_export(pathlib.Path(path), dtype)
 
 
 def is_export(path: str | os.PathLike) -> bool:
@@ -129,17 +142,14 @@ def for_inference(trained: Trained, *, fuse: bool = False) -> Trained:
     trained: of a run.
     fuse: fold batch norms into convolutions, see `fuse.fuse_norms`.
   """
-  config = trained.config.copy_and_resolve_references()  # a copy all the way down
-  config.loss.mask_weight = 0.0
-  plain = _model(config, trained.card)
+  plain = _model(trained.config, trained.card, inference=True)
   variables = _part_of(trained.variables, jax.eval_shape(plain.init, jax.random.key(0)))
   if not fuse:
-    return dataclasses.replace(trained, config=config, model=plain, variables=variables)
+    return dataclasses.replace(trained, model=plain, variables=variables)
   fused = fuse_norms(plain.merge(variables), trained.card.image_size)
   return dataclasses.replace(
     trained,
-    config=config,
-    model=_model(config, trained.card, fused=True),
+    model=_model(trained.config, trained.card, inference=True, fused=True),
     variables=variables_of(fused),
   )
 
@@ -164,7 +174,7 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
     step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
   except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}); {mend}") from error
-  model = _model(config, card, fused=fused)
+  model = _model(config, card, inference=True, fused=fused)
   init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
   like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
   try:
@@ -179,10 +189,14 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
 
 
 def _model(
-  config: ml_collections.ConfigDict, card: ModelCard, *, fused: bool = False
+  config: ml_collections.ConfigDict,
+  card: ModelCard,
+  *,
+  inference: bool = False,
+  fused: bool = False,
 ) -> FunctionalModel:
   def create(rngs):
-    model = create_configured(config, len(card.class_names), rngs)
+    model = create_configured(config, len(card.class_names), rngs, inference=inference)
     return fuse_norms(model, card.image_size) if fused else model
 
   return FunctionalModel(create)

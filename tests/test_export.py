@@ -107,12 +107,19 @@ def test_load_gives_the_run_predictor(which, request, run, images):
     np.testing.assert_allclose(a.grids[BOX_MAP], b.grids[BOX_MAP], rtol=1e-3, atol=1e-4)
 
 
+def test_what_was_exported_cannot_be_chosen_again(exported):
+  for choice in ({"checkpoint": "best"}, {"weights": "raw"}):
+    with pytest.raises(UserError, match=r"is an export, which holds one checkpoint"):
+      load(exported, **choice)
+
+
 def test_facts(exported, fused):
   facts = [json.loads((folder / "model.json").read_text()) for folder in (exported, fused)]
   assert [f["fused_norms"] for f in facts] == [False, True]
   assert 0 < facts[1]["norms_left"] < facts[0]["norms_left"]
   assert facts[0]["programs"]["maps"]["attention"] == ["b", 8, 8]
   assert facts[0]["weights"] == "ema"
+  assert facts[0]["config"]["loss"]["mask_weight"] > 0  # the recipe, whatever was left out
   assert not any("mask" in name for name in facts[0]["checksums"])  # training alone needs it
 
 
@@ -126,8 +133,6 @@ def test_weights_can_be_chosen(run):
 def test_what_only_training_needs_is_left_out_of_a_copy(run):
   trained = restore_run(run.folder)
   ready = for_inference(trained)
-  assert ready.config.loss.mask_weight == 0
-  assert trained.config.loss.mask_weight == run.experiment.config.loss.mask_weight > 0
   assert "mask" in trained.variables.params["saol"]
   assert "mask" not in ready.variables.params["saol"]
 

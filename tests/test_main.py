@@ -107,6 +107,11 @@ BAD_FLAGS = {
   "group": (["--config.data=cifar10"], "Did you mean --config.data.name=cifar10?"),
   "wrong type": (["--config.batch_size=a: b"], "--config.batch_size=a: b; expected a whole number"),
   "unknown mode": (["--mode=dance"], "dance"),
+  "flag of another mode": (
+    ["--mode=evaluate", "--checkpoint=best"],
+    "--checkpoint is for --mode=predict and --mode=export, and would do nothing in "
+    "--mode=evaluate; leave it out (evaluate and localize take --config.evaluate.checkpoint)",
+  ),
   "several processes": (["--mode=localize", "--num_processes=2"], "without --num_processes"),
   "workdir from an unset variable": (["--workdir="], "needs --workdir"),
   "workdir in a bucket": (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run"),

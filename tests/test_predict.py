@@ -295,6 +295,27 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, images):
   assert (tmp_path / "checkpoints" / "5").exists()  # looking changes nothing
 
 
+def test_the_best_checkpoint_can_be_asked_for(tmp_path):
+  write_run(tmp_path, steps=(3, 5))
+  with pytest.raises(UserError, match="no evaluated checkpoint"):
+    load(tmp_path, checkpoint="best")
+  scores = [{"step": step, "eval/saol_top1": score} for step, score in ((3, 0.9), (5, 0.8))]
+  (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in scores))
+  assert load(tmp_path, checkpoint="best").step == 3
+
+
+def test_the_program_does_not_grow_with_the_number_of_classes_that_are_named(run):
+  """The network is in it twice, which the compiler merges; once per class, it took minutes."""
+
+  def convolutions(top_k: int) -> int:
+    predictor = load(run.folder, top_k=top_k)
+    images = np.zeros((predictor.batch_size, 32, 32, 3), np.uint8)
+    traced = predictor._forward.trace(predictor._variables, images)
+    return str(traced.jaxpr).count("conv_general_dilated")
+
+  assert convolutions(1) == convolutions(3) > 0
+
+
 def test_looking_warns_of_nothing(run, caplog):
   load(run.folder)
   assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
