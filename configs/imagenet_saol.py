@@ -10,10 +10,11 @@ ArrayRecord (README, "ImageNet").
 
 Recipe: CutMix (Yun et al. 2019), which the SAOL authors say they kept: 300 epochs, batch 256, SGD
 with Nesterov momentum, rate 0.1, weight decay 1e-4, x 0.1 every 75 epochs, CutMix with probability
-1, random-resized crop, flip, colour jitter and PCA lighting; here with 5 epochs of warm-up, batch
-normalisation over groups of 32, and scales and biases without decay, which that code decays too
-(--config.optimizer.decay_all=True). With another --config.batch_size scale
---config.optimizer.learning_rate likewise.
+1, random-resized crop, flip, colour jitter and PCA lighting. Different here: 5 epochs of warm-up;
+batch normalisation over groups of 32; blocks that start as their shortcut, where that code starts
+all scales at 1; jitter in a fixed order, with values clipped to [0, 255]; scales and biases without
+decay, which that code decays too (--config.optimizer.decay_all=True). With another
+--config.batch_size scale --config.optimizer.learning_rate likewise.
 Published for it: top-1 76.32 % for plain ResNet-50 and 78.60 % with CutMix (GAP-FC).
 No result of ours is known yet for these runs.
 """

@@ -322,7 +322,12 @@ def _is_literal(atom: Any) -> bool:
 
 
 def _class_score(rest: Callable, head: str, classes: jax.Array) -> Callable[[jax.Array], jax.Array]:
-  """From a stage map to what is differentiated, (B,): GAP-FC's logit or SAOL's log y_k."""
+  """From a stage map to what is differentiated, (B,): GAP-FC's logit or SAOL's log y_k.
+
+  Attention lets the gradient of the latter through a few cells, so that the channels' mean weights
+  of Grad-CAM say little of the object; see the scores of `saol_gradcam_3` in
+  `benchmarks/results/demo_cpu.json`.
+  """
 
   def score(stage_map: jax.Array) -> jax.Array:
     output: ModelOutput = rest(stage_map)[0]

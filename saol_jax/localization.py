@@ -90,7 +90,9 @@ def largest_box(score_map: np.ndarray, threshold: float) -> np.ndarray:
   """The box around the largest connected region where the map exceeds a threshold.
 
   Pixels that touch by a side or a corner belong together. The largest region has the most pixels;
-  of equals, the first in reading order wins.
+  of equals, the first in reading order wins. (`wsol`, like wsolevaluation, takes the contour around
+  the largest area instead, holes included, and compares bytes: of regions of almost one size the
+  two may choose another.)
 
   Args:
     score_map: (H, W) in [0, 1].

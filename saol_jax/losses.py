@@ -39,6 +39,9 @@ def mask_loss(mask_logits: jax.Array, mask: jax.Array) -> jax.Array:
 
   Returns:
     (B,) in nats.
+
+  The paper leaves open what becomes of unmixed images and of cells that are pasted in part: here
+  the former are negatives everywhere, and the latter have their share as a soft label.
   """
   check_same_shape(mask_logits=mask_logits, mask=mask)
   return optax.sigmoid_binary_cross_entropy(mask_logits, mask).mean((1, 2))
@@ -60,8 +63,10 @@ def consistency_loss(
   Returns:
     (B,) in nats; 0 where nothing was pasted.
 
-  The paper leaves the direction of the divergence open; the target comes first here, which is
-  cross-entropy up to a constant.
+  The paper leaves open the direction of the divergence (the target comes first here, which is
+  cross-entropy up to a constant), cells that are pasted in part (they weigh their share), and how
+  the cells of a batch are averaged: here each image's by themselves, and then all images, so that
+  unmixed ones count as 0 and a mixed one weighs the same whatever the size of its region.
   """
   check_same_shape(prediction=spatial_log_probs, target=target_spatial_log_probs)
   check_same_shape(one_class_of_prediction=spatial_log_probs[..., 0], mask=mask)
