@@ -3,8 +3,9 @@
 Mixup (Zhang et al. 2018, arXiv 1710.09412). The partner is the neighbour in a group of 2, as in
 `cutmix`; the share is drawn for each example, where the reference code has one for the batch.
 
-Beside CutMix it is for examples that CutMix leaves alone. Nothing is pasted into them: their mask
-is empty, so that L_SS1 sees "not pasted" everywhere and L_SS2 nothing.
+Beside CutMix it is for examples that CutMix leaves alone, which are blended with their partner as
+it was before CutMix. So nothing is pasted into them: their mask is empty, L_SS1 sees "not pasted"
+everywhere and L_SS2 nothing.
 """
 
 import jax

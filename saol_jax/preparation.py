@@ -56,6 +56,7 @@ def prepare_batch(
   targets = jax.nn.one_hot(batch["label"], num_classes, dtype=jnp.float32)
   targets = (1 - smoothing) * targets + smoothing / num_classes
   boxes = jnp.zeros((len(images), 4), jnp.int32)
+  mixed, mixed_targets = images, targets
   if config.cutmix.prob:
     boxes = cutmix.sample_boxes(
       key_cutmix,
@@ -66,9 +67,7 @@ def prepare_batch(
     )
     # Each device draws all boxes: sharing out the draws would make the devices wait for each other.
     boxes = jax.lax.with_sharding_constraint(boxes, replicated(mesh))
-    mixed, targets = cutmix.mix(images, targets, boxes)
-  else:
-    mixed = images
+    mixed, mixed_targets = cutmix.mix(images, targets, boxes)
   if config.mixup.prob:
     shares = mixup.sample_shares(
       jax.random.fold_in(key_cutmix, _MIXUP),
@@ -77,6 +76,8 @@ def prepare_batch(
       prob=config.mixup.prob,
     )
     shares = jax.lax.with_sharding_constraint(shares, replicated(mesh))
+    blended, blended_targets = mixup.blend(images, targets, shares)
     pasted = boxes[:, 2] > boxes[:, 0]
-    mixed, targets = mixup.blend(mixed, targets, jnp.where(pasted, 0.0, shares))
-  return {"image": images, "mixed": mixed, "target": targets, "box": boxes}
+    mixed = jnp.where(pasted[:, None, None, None], mixed, blended)
+    mixed_targets = jnp.where(pasted[:, None], mixed_targets, blended_targets)
+  return {"image": images, "mixed": mixed, "target": mixed_targets, "box": boxes}
