@@ -168,9 +168,10 @@ def pca_lighting(key: jax.Array, images: jax.Array, *, std: float) -> jax.Array:
 def random_erasing(key: jax.Array, images: jax.Array, *, prob: float) -> jax.Array:
   """Blanks a rectangle in some images.
 
-  Zhong et al. 2020, with their ranges: a share of 0.02 to 0.33 of the image, an aspect ratio of 0.3
-  to 3.3. Filled with 0, the mean colour once images are normalised (torchvision's default). The
-  authors draw until the rectangle fits; here one that does not fit is made narrower.
+  Zhong et al. 2020, with torchvision's ranges: a share of 0.02 to 0.33 of the image (there up to
+  0.4), the logarithm of the aspect ratio uniform between those of 0.3 and 3.3 (there the ratio
+  itself). Filled with 0, the mean colour once images are normalised, torchvision's default. Both
+  draw until the rectangle fits; here one that does not fit is made narrower.
 
   Args:
     key: random key.
@@ -202,8 +203,10 @@ def random_erasing(key: jax.Array, images: jax.Array, *, prob: float) -> jax.Arr
 def rand_augment(key: jax.Array, images: jax.Array, *, layers: int, magnitude: float) -> jax.Array:
   """Applies to each image `layers` operations, each drawn from `RAND_AUGMENT`.
 
-  RandAugment (Cubuk et al. 2020), with the ranges of its TensorFlow code, each turned so that it
-  rises with the magnitude. Those operations are left out that accelerators do badly: equalize (a
+  RandAugment (Cubuk et al. 2020), with the ranges of its TensorFlow code, each turned so that the
+  effect rises with the magnitude: colour, contrast, brightness and sharpness are raised or lowered,
+  by chance for each image, as in torchvision, where that code lowers them below magnitude 5 and
+  raises them above. Those operations are left out that accelerators do badly: equalize (a
   histogram and a look-up for each pixel) and rotate, shear, translate (gathers). What is left is
   elementwise, or needs one mean, extreme or 3 x 3 average, so that XLA fuses all operations and the
   choice into few passes over the images.
@@ -220,8 +223,10 @@ def rand_augment(key: jax.Array, images: jax.Array, *, layers: int, magnitude: f
   images = images.astype(jnp.float32)
   for layer in range(layers):
     draws = (images.shape[0],)
-    chosen = jax.random.randint(jax.random.fold_in(key, layer), draws, 0, len(RAND_AUGMENT))
-    results = [operation(images, magnitude / 10) for operation in RAND_AUGMENT.values()]
+    key_chosen, key_sign = jax.random.split(jax.random.fold_in(key, layer))
+    chosen = jax.random.randint(key_chosen, draws, 0, len(RAND_AUGMENT))
+    sign = _per_image(jax.random.rademacher(key_sign, draws, jnp.float32))
+    results = [operation(images, magnitude / 10, sign) for operation in RAND_AUGMENT.values()]
     cases = [_per_image(chosen == number) for number in range(len(results))]
     cases = [jnp.broadcast_to(case, images.shape) for case in cases]
     images = jnp.select(cases, results)
@@ -255,7 +260,7 @@ def _saturate(images: jax.Array, factor: jax.Array | float) -> jax.Array:
   return _blend(_grey(images), images, factor)
 
 
-def _sharpen(images: jax.Array, factor: float) -> jax.Array:
+def _sharpen(images: jax.Array, factor: jax.Array | float) -> jax.Array:
   """Blends with Pillow's 3 x 3 SMOOTH, which leaves the outermost pixels as they are."""
   height, width = images.shape[1:3]
   parts = [
@@ -270,7 +275,7 @@ def _sharpen(images: jax.Array, factor: float) -> jax.Array:
 def _auto_contrast(images: jax.Array) -> jax.Array:
   """Stretches each channel to 0..255."""
   low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
-  stretched = (images - low) * (255 / jnp.maximum(high - low, 1e-6))
+  stretched = jnp.minimum((images - low) * (255 / jnp.maximum(high - low, 1e-6)), 255)
   return jnp.where(high > low, stretched, images)
 
 
@@ -290,21 +295,21 @@ def _solarize_add(images: jax.Array, strength: float) -> jax.Array:
   return jnp.where(images < 128, jnp.clip(images + int(110 * strength), 0, 255), images)
 
 
-def _enhancement(strength: float) -> float:
+def _enhancement(strength: float, sign: jax.Array) -> jax.Array:
   """The factor of a blend: 0.1 to 1.9."""
-  return 0.1 + 1.8 * strength
+  return 1 + 0.9 * strength * sign
 
 
-# From images (B, H, W, 3) float32 and a strength of 0 to 1 to images.
-RAND_AUGMENT: dict[str, Callable[[jax.Array, float], jax.Array]] = {
-  "identity": lambda images, strength: images,
-  "auto_contrast": lambda images, strength: _auto_contrast(images),
-  "invert": lambda images, strength: 255 - images,
-  "posterize": _posterize,
-  "solarize": _solarize,
-  "solarize_add": _solarize_add,
-  "colour": lambda images, strength: _saturate(images, _enhancement(strength)),
-  "contrast": lambda images, strength: _contrast(images, _enhancement(strength)),
-  "brightness": lambda images, strength: _brighten(images, _enhancement(strength)),
-  "sharpness": lambda images, strength: _sharpen(images, _enhancement(strength)),
+# From images (B, H, W, 3) float32, a strength of 0 to 1, and 1 or -1 for each image, to images.
+RAND_AUGMENT: dict[str, Callable[[jax.Array, float, jax.Array], jax.Array]] = {
+  "identity": lambda images, strength, sign: images,
+  "auto_contrast": lambda images, strength, sign: _auto_contrast(images),
+  "invert": lambda images, strength, sign: 255 - images,
+  "posterize": lambda images, strength, sign: _posterize(images, strength),
+  "solarize": lambda images, strength, sign: _solarize(images, strength),
+  "solarize_add": lambda images, strength, sign: _solarize_add(images, strength),
+  "colour": lambda images, strength, sign: _saturate(images, _enhancement(strength, sign)),
+  "contrast": lambda images, strength, sign: _contrast(images, _enhancement(strength, sign)),
+  "brightness": lambda images, strength, sign: _brighten(images, _enhancement(strength, sign)),
+  "sharpness": lambda images, strength, sign: _sharpen(images, _enhancement(strength, sign)),
 }

@@ -184,7 +184,7 @@ def test_smooth_is_pillows_filter(photos):
   ],
 )
 def test_operations_are_pillows(photos, name, strength, change):
-  ours = lib.RAND_AUGMENT[name](jnp.asarray(photos, jnp.float32), strength)
+  ours = lib.RAND_AUGMENT[name](jnp.asarray(photos, jnp.float32), strength, 1.0)
   reference = np.stack([np.asarray(change(Image.fromarray(x))) for x in photos])
   assert np.abs(np.asarray(ours) - reference).max() <= 1
 
@@ -192,13 +192,13 @@ def test_operations_are_pillows(photos, name, strength, change):
 def test_solarize_add_brightens_the_dark_half(photos):
   x = photos.astype(int)
   expected = np.where(x < 128, np.minimum(x + 55, 255), x)
-  ours = lib.RAND_AUGMENT["solarize_add"](jnp.asarray(photos, jnp.float32), 0.5)
+  ours = lib.RAND_AUGMENT["solarize_add"](jnp.asarray(photos, jnp.float32), 0.5, 1.0)
   np.testing.assert_array_equal(np.asarray(ours), expected)
 
 
 def test_auto_contrast_of_one_colour_is_that_colour():
   plain = jnp.full((1, 4, 4, 3), 77.0)
-  np.testing.assert_array_equal(lib.RAND_AUGMENT["auto_contrast"](plain, 0.5), plain)
+  np.testing.assert_array_equal(lib.RAND_AUGMENT["auto_contrast"](plain, 0.5, 1.0), plain)
 
 
 def test_colour_jitter_draws_factors_of_its_range_for_each_image(photos):
@@ -254,18 +254,41 @@ def test_erasing_blanks_one_rectangle_of_the_stated_size():
   assert np.ptp([np.flatnonzero(mask.any(1))[0] for mask in erased[hit]]) > 0
 
 
+SIGNED = ("colour", "contrast", "brightness", "sharpness")
+
+
+@pytest.mark.parametrize("name", SIGNED)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_higher_magnitude_changes_more(photos, name, sign):
+  """In the TensorFlow code magnitude 5 leaves the image as it is, and 0 changes it most."""
+  images = jnp.asarray(photos, jnp.float32)
+  change = [
+    float(jnp.abs(lib.RAND_AUGMENT[name](images, strength, sign) - images).mean())
+    for strength in (0.0, 0.3, 0.6, 0.9)
+  ]
+  assert change[0] < 1e-3
+  assert change == sorted(change)
+  assert change[3] > 1
+
+
 def test_rand_augment_applies_each_operation_as_often(photos):
-  image = np.broadcast_to(photos[:1], (600, *photos.shape[1:]))
+  image = np.broadcast_to(photos[:1], (1200, *photos.shape[1:]))
   run = jax.jit(lib.rand_augment, static_argnames=("layers", "magnitude"))
   results = np.asarray(run(jax.random.key(0), image, layers=1, magnitude=9.0))
   one = jnp.asarray(photos[:1], jnp.float32)
-  single = {name: np.asarray(op(one, 0.9))[0] for name, op in lib.RAND_AUGMENT.items()}
+  single = {
+    (name, sign): np.asarray(operation(one, 0.9, sign))[0]
+    for name, operation in lib.RAND_AUGMENT.items()
+    for sign in ((1.0, -1.0) if name in SIGNED else (1.0,))
+  }
   counts = dict.fromkeys(single, 0)
   for result in results:
-    (name,) = [name for name, x in single.items() if np.abs(result - x).max() < 1e-2]
-    counts[name] += 1
-  assert min(counts.values()) > 35
-  assert max(counts.values()) < 90
+    (case,) = [case for case, x in single.items() if np.abs(result - x).max() < 1e-2]
+    counts[case] += 1
+  halves = [count for (name, _), count in counts.items() if name in SIGNED]
+  wholes = [count for (name, _), count in counts.items() if name not in SIGNED]
+  assert 35 < min(halves) < max(halves) < 90
+  assert 80 < min(wholes) < max(wholes) < 160
   twice = np.asarray(run(jax.random.key(0), image, layers=2, magnitude=9.0))
   assert np.abs(twice - results).max() > 10
   assert twice.min() >= 0
