@@ -21,7 +21,9 @@ Arguments, in any order:
 
 Recipe: the last stage has stride 1, so that the grid of a ResNet at 224 pixels is 14 x 14 (the
 paper's); heads learn with 10 times the rate of the backbone; SGD with Nesterov momentum, weight
-decay 1e-4, CutMix with probability 1.
+decay 1e-4, CutMix with probability 1; random crops of at least 0.766 of the image, which is what a
+crop of 224 pixels leaves of 256 (wsolevaluation takes exactly that, of an image that was resized to
+a square first).
   cub       600 epochs, batch 32, rate 0.001 (heads 0.01), x 0.1 every 150
   imagenet  20 epochs, batch 256, rate 0.01 (heads 0.1), x 0.1 every 6
   folder    cub's with 100 epochs; ours
@@ -54,6 +56,7 @@ def get_config(arg: str = ""):
   config.data.name = "caltech_birds2011"
   config.data.image_size = 224
   config.data.crop_padding = 0  # the random-resized crop moves the image already
+  config.data.crop_area = ((224 / 256) ** 2, 1.0)
   config.data.eval_crop = 0.0
   config.optimizer.learning_rate = 0.01
   config.optimizer.multipliers = "backbone=0.1"
