@@ -96,7 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.loss = loss = ml_collections.ConfigDict()
   loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out
   loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
-  loss.consistency_every = 1  # 2: L_SS2 on half of the batch, at half of its cost; 3: a third
+  loss.consistency_every = 1  # 2: half of the batch for L_SS2, its batch norms included
   loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
   loss.distillation_beta = 0.5  # weight of the label inside L_SD
   loss.concentration_weight = 0.0  # of a loss of ours that spreads the attention; 0: as the paper
@@ -153,7 +153,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.multipliers = ""  # of the rate by parameter: "backbone=0.1, */bias=0"; 0 freezes
   optimizer.clip_norm = 0.0  # longest gradient; 0: no clipping
   optimizer.accumulate = 1  # parts that a batch is computed in, to save memory; hardly on a CPU
-  optimizer.ema_decay = 0.0  # of the moving average of parameters and statistics; 0: none
+  optimizer.ema_decay = 0.0  # of the moving average of all variables, less at first; 0: none
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   evaluate.checkpoint = "latest"  # of --mode=evaluate: latest or best
@@ -232,6 +232,11 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(set(milestones)):
     raise UserError(
       f"optimizer.milestones={milestones}; expected rising shares of the run between 0 and 1"
+    )
+  if optimizer.schedule == "step" and min(milestones, default=1) < optimizer.warmup_share:
+    raise UserError(
+      f"optimizer.milestones={milestones} begin before optimizer.warmup_share="
+      f"{optimizer.warmup_share} of the run is over; lower that, or move the milestones"
     )
   for name, value in _flat(config).items():
     if isinstance(value, float) and not math.isfinite(value):

@@ -141,6 +141,10 @@ def make_loss_fn(
   The batch holds the images before and after mixing, the mixed labels, and what was pasted, see
   `prepare_batch`. The metrics are means over the batch: each loss unweighted, their weighted sum
   `loss`, and `top1`, the agreement of the main head with the heaviest label.
+
+  L_SS2's targets come from a second forward pass, over the unmixed images, in training mode too:
+  normalised by the statistics of its own batch, with dropout where the network has any. Which mode
+  the paper means is open.
   """
   weights = loss_weights(config)
   multipliers = Multipliers.parse(config.optimizer.multipliers)
@@ -213,7 +217,7 @@ def make_train_step(
       step=step,
       variables=variables,
       opt_state=opt_state,
-      ema=_moving_average(state.ema, variables, config.optimizer.ema_decay),
+      ema=_moving_average(state.ema, variables, config.optimizer.ema_decay, state.step),
       totals={
         name: total + values.get(name, jnp.float32(1)) for name, total in state.totals.items()
       },
@@ -273,7 +277,16 @@ def examples_kept_together(config: ml_collections.ConfigDict) -> int:
   return math.lcm(pair, config.model.norm_group or 1)
 
 
-def _moving_average(ema: Variables | None, new: Variables, decay: float) -> Variables | None:
+def _moving_average(
+  ema: Variables | None, new: Variables, decay: float, steps_before: jax.Array
+) -> Variables | None:
+  """The average after a step; at first it is short, so that nothing of the random start stays.
+
+  After n steps its decay is at most (1 + n) / (10 + n), as in TensorFlow's
+  ExponentialMovingAverage with `num_updates`.
+  """
   if ema is None:
     return None
+  n = steps_before.astype(jnp.float32)
+  decay = jnp.minimum(decay, (1 + n) / (10 + n))
   return jax.tree.map(lambda old, value: decay * old + (1 - decay) * value, ema, new)

@@ -156,6 +156,13 @@ def test_a_run_needs_a_length(epochs):
   resolve(changed(num_epochs=epochs, num_train_steps=1))
 
 
+def test_a_milestone_within_the_warm_up_would_never_be_seen():
+  fields = {"optimizer__warmup_share": 0.4, "optimizer__milestones": (0.3, 0.6)}
+  with pytest.raises(UserError, match=r"milestones=\(0.3, 0.6\) begin before .*warmup_share=0.4"):
+    resolve(changed(optimizer__schedule="step", **fields))
+  resolve(changed(optimizer__schedule="cosine", **fields))
+
+
 def test_losses_on_pasted_cells_need_cutmix():
   for left in ("mask", "consistency"):
     weights = {f"loss__{name}_weight": float(name == left) for name in ("mask", "consistency")}

@@ -81,8 +81,8 @@ def test_same_seed_same_run_and_other_seed_another():
 
 
 def test_accumulation_equals_the_large_batch():
-  """With norm groups that fit in a part, up to rounding."""
-  changes = {"optimizer__name": "sgd"}
+  """With norm groups that fit in a part, up to rounding; of ReLUs see above."""
+  changes = {"model__norm_group": 4, "optimizer__name": "sgd", "seed": 7}
   whole_state, whole_history = _reference(**changes)
   parts_state, parts_history = run_steps(experiment_on(1, optimizer__accumulate=2, **changes), 3)
   for a, b in zip(whole_history, parts_history, strict=True):
@@ -172,13 +172,13 @@ def test_no_random_key_is_used_twice_in_a_step(monkeypatch):
 
     return call
 
-  for name in ("uniform", "bernoulli", "randint", "normal", "beta"):
+  for name in ("uniform", "bernoulli", "randint", "normal", "beta", "rademacher"):
     monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name)))
   keys = steps.step_keys(jax.random.key(3), 0)
   batch = experiment.put(experiment.train[np.arange(16)])
   prepare_batch(experiment.config, experiment.info, experiment.mesh, batch, *keys[:2])
-  # Flip and two shifts; two layers; three jitters; lighting; erasing; CutMix; mixup.
-  assert len(used) >= 3 + 2 + 3 + 1 + 4 + 4 + 2
+  # Flip and two shifts; two layers of two; three jitters; lighting; erasing; CutMix; mixup.
+  assert len(used) >= 3 + 4 + 3 + 1 + 4 + 4 + 2
   assert len(set(used)) == len(used)
 
 
@@ -198,12 +198,45 @@ def test_label_smoothing_is_applied_before_mixing():
   np.testing.assert_allclose(prepared["target"], expected, atol=1e-6)
 
 
+def test_images_without_a_box_are_blended_with_images_without_one():
+  """Half of the partners got a box by CutMix; their mask would not say so."""
+  experiment = experiment_on(1, mixup__prob=1.0, cutmix__prob=0.5)
+  config = experiment.config.copy_and_resolve_references()
+  batch = experiment.put(experiment.train[np.arange(16)])
+  keys = jax.random.split(jax.random.key(3))
+  prepare = functools.partial(prepare_batch, info=experiment.info, mesh=experiment.mesh)
+  both = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
+  config.cutmix.prob = 0.0
+  blended = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
+  config.cutmix.prob, config.mixup.prob = 0.5, 0.0
+  pasted = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
+  has_box = np.asarray(both["box"][:, 2] > both["box"][:, 0])
+  assert any(a != b for a, b in has_box.reshape(8, 2))
+  for name in ("mixed", "target"):
+    np.testing.assert_array_equal(both[name][has_box], pasted[name][has_box])
+    np.testing.assert_array_equal(both[name][~has_box], blended[name][~has_box])
+
+
 def test_ema_follows_parameters_and_statistics():
+  """After n steps it keeps (1 + n) / (10 + n) of itself, at most 0.9 here: 0.1 and then 2 / 11."""
   experiment = experiment_on(1)
   first, _ = run_steps(experiment, 1)
+  second, _ = run_steps(experiment, 2)
   initial = jax.device_get(experiment.init().variables)
-  expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, initial, first.variables)
+  expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, initial, first.variables)
   assert_close(first.ema, expected, 1e-6)
+  expected = jax.tree.map(lambda old, new: 2 / 11 * old + 9 / 11 * new, first.ema, second.variables)
+  assert_close(second.ema, expected, 1e-6)
+
+
+def test_ema_ends_at_its_decay_and_forgets_the_random_start():
+  """One that starts at 1 while the variables are 0; 0.99 ** 900 alone would leave 1e-4."""
+  update = jax.jit(lambda ema, step: steps._moving_average(ema, jnp.float32(0), 0.99, step))
+  ema = jnp.float32(1)
+  for step in range(100):
+    ema = update(ema, jnp.int32(step))
+  assert float(ema) < 1e-6
+  assert float(update(jnp.float32(1), jnp.int32(1000))) == pytest.approx(0.99)
 
 
 def test_loss_weights_follow_the_config():
