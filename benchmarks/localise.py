@@ -4,8 +4,9 @@
   python main.py ... --workdir=runs/b --config.seed=1
   python benchmarks/localise.py runs/a runs/b --output=benchmarks/results/localise_digits.json
 
-Every run is scored by `--mode=localize`: GT-known localisation and MaxBoxAccV2 on the test split,
-the threshold of each map chosen on another. Runs whose configs differ in nothing but the seed are
+Every run is scored by `--mode=localize` on the test split: GT-known localisation, the threshold of
+each map chosen on another split, and MaxBoxAccV2, which by its definition takes the best threshold
+of the test images. Runs whose configs differ in nothing but the seed are
 one row: mean and standard deviation. The JSON holds each run's config, length and scores. Beside
 the maps stands what a box around the whole image would score.
 """
