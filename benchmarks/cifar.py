@@ -20,8 +20,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -70,9 +68,7 @@ def main() -> None:
   """Trains what is not in the results file yet, as far as time allows."""
   begin = time.monotonic()
   options = parse()
-  device = describe(options)
-  output = options.output or record.RESULTS / f"{name_of(options.backbone, device)}.json"
-  record.check_output(output)
+  output, device = record.begin(options.output, f"cifar100_{options.backbone}", apart=True)
   results = cifar_results.load(output, settings(options))
   runs = [Run(variant, seed) for seed in options.seeds for variant in options.variants]
   finished = {(run["variant"], run["seed"]) for run in results["runs"]}
@@ -117,7 +113,6 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--workdirs", type=pathlib.Path, help="default: runs/cifar100_BACKBONE")
   parser.add_argument("--time_limit", type=float, default=float("inf"), help="seconds")
   parser.add_argument("--jobs", type=int, default=1, help="runs that are trained at once")
-  parser.add_argument("--commit", help="of this code, where it lies outside its git checkout")
   parser.add_argument("--output", type=pathlib.Path, help="default: in benchmarks/results")
   options = parser.parse_args()
   options.workdirs = options.workdirs or record.ROOT / "runs" / f"cifar100_{options.backbone}"
@@ -135,27 +130,6 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     "epochs": options.epochs,
     "set": sorted(options.set),
   }
-
-
-def describe(options: argparse.Namespace) -> dict[str, Any]:
-  """What is called, and where, for JSON.
-
-  A process of its own asks for the device and lets it go: the runs need all of its memory.
-  """
-  code = "import json; from benchmarks import record; print(json.dumps(record.describe_run()))"
-  done = subprocess.run(
-    [sys.executable, "-c", code], cwd=record.ROOT, check=True, text=True, stdout=subprocess.PIPE
-  )
-  described = json.loads(done.stdout.splitlines()[-1])
-  described["command"] = shlex.join(["python", *sys.orig_argv[1:]])
-  described["commit"] = described["commit"] or options.commit
-  return described
-
-
-def name_of(backbone: str, described: dict[str, Any]) -> str:
-  """Of a results file, such as cifar100_wrn_40_2_nvidia_h100_80gb_hbm3."""
-  kind = re.sub("[^a-z0-9]+", "_", described["device"]["kind"].lower()).strip("_")
-  return f"cifar100_{backbone}_{kind}"
 
 
 class StopFlag:

@@ -1,10 +1,14 @@
 """Command lines: those of the benchmarks, and those of the runs of main.py that they start."""
 
 import argparse
+import ast
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import ml_collections
 
 from benchmarks import record
 from saol_jax.errors import UserError
@@ -62,6 +66,15 @@ def parse_fields(changes: Sequence[str]) -> dict[str, str]:
     if "=" not in change:
       raise UserError(f"--set {change}; expected FIELD=VALUE, such as batch_size=64")
   return dict(change.split("=", 1) for change in changes)
+
+
+def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
+  """Sets fields by their names, such as `model.name`, to values or to what `parse_fields` gives."""
+  for name, value in fields.items():
+    *folders, last = name.split(".")
+    holder = functools.reduce(getattr, folders, config)
+    written = isinstance(value, str) and not isinstance(holder[last], str)
+    holder[last] = ast.literal_eval(value) if written else value
 
 
 def run_of(config: str, workdir: pathlib.Path | str, fields: Mapping[str, Any]) -> list[str]:

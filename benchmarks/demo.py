@@ -29,10 +29,9 @@ def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look")
-  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "demo_cpu.json")
+  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   options = parser.parse_args()
-  record.check_output(options.output)
-  described = record.describe_run()
+  output, described = record.begin(options.output, "demo", apart=True)
 
   runs = []
   for seed in options.seeds:
@@ -57,7 +56,7 @@ def main() -> None:
   ]
   header = ["run", "seed", "map", "threshold", "GT-known", "top-1 loc", "MaxBoxAccV2"]
   print("\n" + record.markdown(header, rows, text_columns=3))
-  record.write(options.output, {"run": described, "runs": runs})
+  record.write(output, {"run": described, "runs": runs})
 
 
 def train(argument: str, seed: int, steps: int | None) -> dict[str, float]:

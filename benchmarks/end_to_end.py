@@ -11,8 +11,6 @@ first line. The bare step is timed before and after the run, so that a machine's
 """
 
 import argparse
-import ast
-import functools
 import importlib
 import json
 import pathlib
@@ -26,7 +24,7 @@ import ml_collections
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks import record, step
-from benchmarks.command_line import make_parser, parse_fields, positive
+from benchmarks.command_line import make_parser, parse_fields, positive, set_fields
 from saol_jax.config import resolve
 from saol_jax.data.loader import Loader
 from saol_jax.experiment import Experiment
@@ -64,10 +62,7 @@ def read_config(recipe: str, fields: Mapping[str, str]) -> ml_collections.Config
   path, _, argument = recipe.partition(":")
   module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
   config = module.get_config(argument)
-  for name, text in fields.items():
-    *folders, last = name.split(".")
-    holder = functools.reduce(getattr, folders, config)
-    holder[last] = text if isinstance(holder[last], str) else ast.literal_eval(text)
+  set_fields(config, fields)
   return config
 
 

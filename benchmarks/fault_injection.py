@@ -44,11 +44,9 @@ def main() -> None:
   parser.add_argument("--faults", type=int, default=45, help="how many")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-  output = record.RESULTS / "fault_injection_cpu.json"
-  parser.add_argument("--output", type=pathlib.Path, default=output)
+  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   options = parser.parse_args()
-  record.check_output(options.output)
-  described = record.describe_run()
+  output, described = record.begin(options.output, "fault_injection", apart=True)
   console.set_up(speak=False)
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix="fault_injection_"))
@@ -71,7 +69,7 @@ def main() -> None:
   print(f"{len(results)} faults in {bench.compared} runs, each compared with the undisturbed one")
   result = {"run": described, "fields": FIELDS, "seed": options.seed}
   result |= {"runs_compared": bench.compared, "skipped": skipped, "faults": results}
-  record.write(options.output, result)
+  record.write(output, result)
   lost = [problem for result in results for problem in result["problems"]]
   if lost:
     sys.exit("\n".join(["", "LOST:", *lost]))

@@ -175,13 +175,9 @@ def _cost(
 ) -> dict[str, int]:
   """Arithmetic of `forward(model, images)` for one image; the model may be abstract."""
   traced = trace(model, forward, image(image_size))
-  program = traced.lower()
-  if compiled:
-    program = program.compile()
-  return {
-    "multiply_adds": multiply_adds(traced.jaxpr.jaxpr),
-    "xla_flops": int(program.cost_analysis()["flops"]),
-  }
+  lowered = traced.lower()
+  flops = lowered.compile().cost_analysis()["flops"] if compiled else record.count_flops(lowered)
+  return {"multiply_adds": multiply_adds(traced.jaxpr.jaxpr), "xla_flops": int(flops)}
 
 
 def _with_head(backbone: dict, head_parameters: int, cost: dict) -> dict[str, Any]:

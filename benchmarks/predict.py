@@ -38,15 +38,14 @@ _PICTURE_SIDE = 4  # times that of the network's images
 def main() -> None:
   """Measures, prints the table and writes the JSON."""
   options = _parse()
-  record.check_output(options.output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, "predict")
   result["settings"] = {name: value for name, value in vars(options).items() if name != "output"}
   result["networks"] = {}
   for backbone in options.backbones:
     result["networks"][backbone] = measure_network(backbone, options)
     print(f"{backbone}: done", flush=True)
   print(f"\n{table(result['networks'])}")
-  record.write(options.output, result)
+  record.write(output, result)
 
 
 def measure_network(backbone: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -131,11 +130,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
   parser.add_argument("--batch_size", type=positive(int), default=64, help="images")
   parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each")
-  parser.add_argument(
-    "--output",
-    type=pathlib.Path,
-    default=record.RESULTS / f"predict_{jax.default_backend()}.json",
-  )
+  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   return parser.parse_args()
 
 

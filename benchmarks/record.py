@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -33,14 +34,15 @@ def run(main: Callable[[], None]) -> None:
 def describe_run() -> dict[str, object]:
   """The command, commit, date, device and versions of this process, for JSON.
 
-  Call it at the start: the commit is that of the code that has just been imported. `commit` is None
-  outside a git checkout; `dirty` tells of changes to anything but the results themselves.
+  Call it at the start: the commit is that of the code that has just been imported. Outside a git
+  checkout it is what SAOL_COMMIT says, or None; `dirty` tells of changes to anything but the
+  results themselves.
   """
   changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
   devices = jax.devices()
   return {
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
-    "commit": _git("rev-parse", "HEAD"),
+    "commit": _git("rev-parse", "HEAD") or os.environ.get("SAOL_COMMIT"),
     "dirty": None if changes is None else bool(changes),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "device": {
@@ -58,19 +60,53 @@ def describe_run() -> dict[str, object]:
   }
 
 
-def begin(output: pathlib.Path | None, name: str) -> tuple[pathlib.Path, dict[str, object]]:
-  """Where a run's numbers go, and what `describe_run` says.
+def describe_run_apart() -> dict[str, object]:
+  """What `describe_run` says, by a process of its own, which asks for the device and lets it go.
+
+  For scripts that start runs: they need all of the device's memory, or the device itself.
+  """
+  code = "import json; from benchmarks import record; print(json.dumps(record.describe_run()))"
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
+  )
+  command = shlex.join(["python", *sys.orig_argv[1:]])
+  return json.loads(done.stdout.splitlines()[-1]) | {"command": command}
+
+
+def begin(
+  output: pathlib.Path | None, name: str, *, apart: bool = False
+) -> tuple[pathlib.Path, dict[str, object]]:
+  """Where a run's numbers go, and where they come from.
 
   Args:
-    output: as the user wants it; None for NAME_PLATFORM.json among the results.
+    output: as the user wants it; None for NAME_DEVICE.json among the results, such as
+      step_resnet50_nvidia_h100_80gb_hbm3.json.
     name: of the benchmark and what it measures.
+    apart: leave the device to others, see `describe_run_apart`.
 
   Raises:
     UserError: nothing can be written there.
   """
-  output = output or RESULTS / f"{name}_{jax.default_backend()}.json"
+  described = describe_run_apart() if apart else describe_run()
+  kind = re.sub("[^a-z0-9]+", "_", described["device"]["kind"].lower()).strip("_")
+  output = output or RESULTS / f"{name}_{kind}.json"
   check_output(output)
-  return output, describe_run()
+  return output, described
+
+
+def count_flops(lowered: jax.stages.Lowered) -> float:
+  """FLOPs that XLA counts in a program before its own optimisations, for all devices together.
+
+  JAX asks the device's compiler, and those of GPUs and TPUs do not say (jax issue 22713): there the
+  CPU's counts the same program.
+  """
+  counted = lowered.cost_analysis()
+  if counted is None:
+    from jax._src.lib import _jax
+
+    module = lowered.compiler_ir("hlo").as_hlo_module()
+    counted = _jax.hlo_module_cost_analysis(jax.local_devices(backend="cpu")[0].client, module)
+  return counted["flops"]
 
 
 def check_output(path: pathlib.Path) -> None:

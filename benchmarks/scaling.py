@@ -65,11 +65,6 @@ def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[st
   lowered, state = lower(options, variant, targets.mesh_of(options.target, devices))
   start = time.monotonic()
   compiled = lowered.compile()
-  counted = lowered.cost_analysis()
-  counted_for = devices
-  if counted is None:  # other compilers than the CPU's give no count without their device
-    counted = lower(options, variant, targets.mesh_of("cpu", 1))[0].cost_analysis()
-    counted_for = 1
   return {
     "variant": variant,
     "devices": devices,
@@ -79,7 +74,7 @@ def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[st
     "statistics_bytes": _bytes(state.variables.batch_stats),
     "state_bytes": _bytes(state),
     "program_bytes": program_bytes(compiled),
-    "flops_per_device": counted["flops"] / counted_for,
+    "flops_per_device": record.count_flops(lowered) / devices,
     "compile_seconds": time.monotonic() - start,
   }
 

@@ -29,8 +29,7 @@ _COMPILED, _FIRST_STEP = "Compiled in", re.compile(r"step +1/")
 def main() -> None:
   """Starts runs, prints a table, writes JSON."""
   options = _parse()
-  record.check_output(options.output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, "startup", apart=True)
   starts = {"cold": [], "warm": []}
   for _ in range(options.rounds):
     with tempfile.TemporaryDirectory() as cache:
@@ -46,7 +45,7 @@ def main() -> None:
     rows.append((name, *cells, f"{medians['first_step'] / first:.2f}"))
   header = ("compilation cache", "compiling, s", "first step after, s", "ratio")
   print("\n" + record.markdown(header, rows, text_columns=1))
-  record.write(options.output, result)
+  record.write(output, result)
 
 
 def start(options: argparse.Namespace, cache: str) -> dict[str, float]:
@@ -80,7 +79,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--config", default="configs/digits_saol.py", help="of main.py")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="config fields")
   parser.add_argument("--rounds", type=positive(int), default=2, help="pairs of starts")
-  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "startup_cpu.json")
+  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   return parser.parse_args()
 
 

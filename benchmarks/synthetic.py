@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks.command_line import set_fields
 from configs import digits_saol
 from saol_jax.config import default_config, resolve
 from saol_jax.data import ArraySource
@@ -53,7 +54,7 @@ def synthetic_images(options: argparse.Namespace) -> ArraySource:
 
 
 def make_config(options: argparse.Namespace, changes: dict[str, Any]) -> ml_collections.ConfigDict:
-  """The recipe of a variant, resolved."""
+  """The recipe of a variant, with changed fields, see `set_fields`; resolved."""
   demo = options.backbone == "resnet8"
   config = digits_saol.get_config() if demo else default_config()
   config.data.name = "noise"
@@ -62,5 +63,5 @@ def make_config(options: argparse.Namespace, changes: dict[str, Any]) -> ml_coll
   config.batch_size = options.batch_size
   config.dtype = options.dtype
   config.num_train_steps = config.num_train_steps or _SCHEDULE_STEPS
-  config.update_from_flattened_dict(changes)
+  set_fields(config, changes)
   return resolve(config)

@@ -125,7 +125,8 @@ class Trainer:
     y_min, x_min, y_max, x_max = self._box(*images.shape[2:])
     pasted = (y_max - y_min) * (x_max - x_min) / (images.shape[2] * images.shape[3])
     images[:, :, y_min:y_max, x_min:x_max] = images[order, :, y_min:y_max, x_min:x_max]
-    share = torch.tensor(pasted, device=self.device)  # a tensor: a number would be compiled in
+    # A tensor, since a number would be compiled in; filled on the device, with no wait for a copy.
+    share = torch.full((), pasted, device=self.device)
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is not None):
       loss = self.loss(images, self.labels, self.labels[order], share)
     self.optimizer.zero_grad(set_to_none=True)

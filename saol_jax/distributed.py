@@ -123,8 +123,13 @@ def _launcher() -> str | None:
 
 
 def data_mesh() -> Mesh:
-  """All devices of all processes in a row."""
-  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+  """All devices in a row, those of each process side by side.
+
+  So each process owns consecutive examples of a batch, which `put_batch` relies on. `jax.make_mesh`
+  orders devices by their wiring instead, by which the chips of a TPU host need not be neighbours.
+  """
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -138,7 +143,7 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Makes global arrays from this process's part of a batch."""
+  """Makes global arrays from this process's part of a batch, of a mesh as `data_mesh` makes it."""
   sharding = split_batch(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from saol_jax import workdir as workdirs
 from saol_jax.checkpoint import Checkpoints, has_checkpoints
@@ -304,9 +305,13 @@ def _log_progress(
     f" (waited for data {100 * waited:.0f} %)" if waited >= 0.01 else "",
     clock(left),
   )
-  # A buffer each: the step donates them.
-  zeros = {name: jnp.zeros(()) for name in state.totals}
-  return state.replace(totals=jax.device_put(zeros, replicated(experiment.mesh)))
+  # A buffer each, since the step donates them; `device_put` would compare them between processes.
+  everywhere = replicated(experiment.mesh)
+  zeros = {
+    name: jax.make_array_from_callback((), everywhere, lambda _: np.float32(0))
+    for name in state.totals
+  }
+  return state.replace(totals=zeros)
 
 
 def _check_finite(state: TrainState) -> None:

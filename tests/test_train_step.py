@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -330,7 +331,28 @@ def test_batches_lie_where_the_mesh_says():
   parts = [np.asarray(shard.data) for shard in shards]
   assert [len(part) for part in parts] == [4, 4, 4, 4]
   np.testing.assert_array_equal(np.concatenate(parts), Loader(experiment.train, 16, 0)[0]["label"])
-  assert distributed.replicated(experiment.mesh).is_fully_replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a mesh asks of a device."""
+
+  id: int
+  process_index: int
+  platform: str = "tpu"
+  device_kind: str = "TPU v5 lite"
+  client: None = None
+
+
+def test_the_devices_of_a_process_lie_side_by_side(monkeypatch):
+  """On a v5e slice of 4 x 4 JAX's own order gives process 0 the places 0, 1, 6 and 15."""
+  of_processes = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
+  chips = [Chip(id=k, process_index=process) for k, process in enumerate(of_processes)]
+  monkeypatch.setattr(jax, "devices", lambda: chips[::-1])
+  monkeypatch.setattr(jax, "device_count", lambda: len(chips))
+  found = [(chip.process_index, chip.id) for chip in distributed.data_mesh().devices]
+  assert found == sorted(found)
+  assert len(found) == 16
 
 
 def test_deterministic_mode_changes_nothing_on_a_cpu():

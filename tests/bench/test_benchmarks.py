@@ -422,6 +422,15 @@ def test_a_peak_counts_only_for_the_variant_that_raised_it(peaks, bytes_, source
   assert {memory["source"] for memory in memories} == {source}
 
 
+def test_flops_are_counted_where_the_compiler_of_the_device_does_not_tell(monkeypatch):
+  """As those of GPUs and TPUs do not."""
+  matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+  lowered = jax.jit(lambda a, b: jnp.tanh(a @ b)).lower(matrix, matrix)
+  assert record.count_flops(lowered) == 2 * 8**3
+  monkeypatch.setattr(type(lowered), "cost_analysis", lambda self: None)
+  assert record.count_flops(lowered) == 2 * 8**3
+
+
 # step_torch.py ----------------------------------------------------------------
 
 
