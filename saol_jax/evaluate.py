@@ -60,6 +60,9 @@ def evaluate(
     source: the examples.
     prefix: of the result's keys, such as "eval".
     check_stop: called between batches; may raise.
+
+  Raises:
+    UserError: an image cannot be decoded, unless those are to be counted; or none can.
   """
   candidates = {"": state.variables}
   if state.ema is not None:
@@ -82,6 +85,11 @@ def evaluate(
   sums = jax.device_get(sums)
   results = {}
   left_out = len(source) - round(float(sums[""][experiment.heads[0]]["count"]))
+  if left_out == len(source):
+    raise UserError(
+      f"not one of the {left_out} images of the split can be decoded, so that there is no score; "
+      "see what they are with --mode=inspect"
+    )
   if left_out:
     results[f"{prefix}/broken_images"] = left_out
     if is_main_process():  # a warning is heard from every process

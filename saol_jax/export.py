@@ -111,9 +111,15 @@ def export_command(
     partial = pathlib.Path(temporary) / "export"
     partial.mkdir()
     _write(ready, plain, workdir, partial)
+    before = pathlib.Path(temporary) / "before"
     if place.exists():
-      place.rename(pathlib.Path(temporary) / "before")
-    partial.rename(place)
+      place.rename(before)
+    try:
+      partial.rename(place)
+    except OSError:
+      if before.exists():
+        before.rename(place)
+      raise
   logger.info(
     "Step %d of %s (%s weights) exported to %s", ready.step, workdir, ready.weights, output
   )

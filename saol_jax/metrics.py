@@ -56,7 +56,10 @@ def label_ranks(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def confusion_counts(log_probs: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-  """(K, K) float32: how often each class (row) was taken for each (column), see above."""
+  """(K, K) float32: how often each class (row) was taken for each (column).
+
+  The arguments are those of `classification_sums`.
+  """
   empty = jnp.zeros((log_probs.shape[1],) * 2, jnp.float32)
   return empty.at[labels, log_probs.argmax(axis=1)].add(mask)
 

@@ -68,7 +68,7 @@ class StopRequest:
     return self._event.is_set() if self._alone else self._agreed
 
   def check(self) -> None:
-    """Raises Stopped if a stop was asked for."""
+    """Raises Stopped if a stop was asked for; of several processes none stops here."""
     if self._alone and self.requested:
       raise Stopped("Stopped; what was done so far is saved.")
 
@@ -76,8 +76,8 @@ class StopRequest:
     """Calls a long function that cannot be interrupted, such as a compilation, in a thread.
 
     Raises:
-      Stopped: at once when a stop is asked for. The function goes on in its thread until the
-        process ends.
+      Stopped: at once when a stop is asked for, see `check`. The function goes on in its thread
+        until the process ends.
     """
     outcome = []
 

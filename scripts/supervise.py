@@ -73,7 +73,7 @@ def supervise(
       return code
     step = newest_checkpoint(workdir)
     in_vain = 0 if step > before else in_vain + 1
-    if in_vain == give_up_after:
+    if in_vain >= give_up_after:
       _say(f"ended with code {code}, {in_vain} times without a newer checkpoint: giving up")
       return code
     _say(f"ended with code {code}; its newest checkpoint is step {step}; starting it again")
@@ -98,6 +98,8 @@ def main() -> None:
   parser.add_argument("--pause", type=float, default=5.0, help="seconds before a restart")
   parser.add_argument("command", nargs="+", help="after --")
   options = parser.parse_args()
+  if options.give_up_after < 1:
+    parser.error(f"--give_up_after={options.give_up_after}; expected 1 or more")
   workdir = options.workdir.expanduser()
   limits = {"give_up_after": options.give_up_after, "pause": options.pause}
   sys.exit(supervise(options.command, workdir, **limits))

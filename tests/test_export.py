@@ -1,5 +1,6 @@
 """Exports are read back in every way that they promise, and compared with the model itself."""
 
+import errno
 import json
 import pathlib
 import pickle
@@ -276,3 +277,21 @@ def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
     export_command(run.folder)
   assert (exported / "model.json").read_bytes() == before
   assert not list(exported.parent.glob(".export-*"))
+
+
+def test_an_export_that_cannot_be_put_in_its_place_leaves_the_one_before(
+  exported, run, tmp_path, monkeypatch
+):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  rename = pathlib.Path.rename
+
+  def refuse(self, target):
+    if self.name == "export" and ".export-" in str(self):
+      raise PermissionError(errno.EACCES, "not here")
+    return rename(self, target)
+
+  monkeypatch.setattr(pathlib.Path, "rename", refuse)
+  with pytest.raises(PermissionError):
+    export_command(run.folder, folder)
+  assert (folder / "model.json").read_bytes() == (exported / "model.json").read_bytes()
+  assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -50,6 +50,20 @@ def test_restarts_only_what_may_help(tmp_path, saves, codes, ends_with, starts):
   assert ("giving up" in done.stderr) == (codes == "1")
 
 
+def test_giving_up_after_no_crash_at_all_is_refused(tmp_path):
+  command = [
+    sys.executable,
+    str(SCRIPT),
+    f"--workdir={tmp_path}",
+    "--give_up_after=0",
+    "--",
+    "true",
+  ]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert "--give_up_after=0; expected 1 or more" in done.stderr
+
+
 def test_progress_is_seen_in_a_workdir_below_home(tmp_path):
   command = supervised("~/run", "-c", CHILD, str(tmp_path / "run"), "yes", "1,1,1,1,0")
   (tmp_path / "run").mkdir()

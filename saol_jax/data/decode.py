@@ -14,6 +14,7 @@ What is done differently from torchvision and from Flax's ImageNet example, for 
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -99,6 +100,13 @@ def crop_draws(seed: int, place: int, count: int) -> np.ndarray:
   return np.minimum(draws, _BELOW_ONE)  # rounding to float32 may give 1
 
 
+def _usable_cores() -> int:
+  try:
+    return len(os.sched_getaffinity(0))  # a container may have a few of the machine's
+  except AttributeError:  # not on Linux
+    return os.cpu_count() or 1
+
+
 class Decoder:
   """Decodes batches of records; may be called from several threads."""
 
@@ -113,7 +121,7 @@ class Decoder:
     """
     self._tf = tf = import_tensorflow()
     self._geometry, self._parse, self._train = geometry, parse, train
-    parallel = threads or tf.data.AUTOTUNE
+    parallel = threads or _usable_cores()
     size = geometry.size
 
     @tf.function(

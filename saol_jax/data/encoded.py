@@ -26,7 +26,8 @@ class BadImages:
   over in silence.
 
   Attributes:
-    max_fraction: share of a split that may be broken; a run that finds more ends with a list.
+    max_fraction: share of the training images that may be broken; a run that finds more ends with
+      a list.
     in_evaluation: "fail" ends the run at the first; "count" leaves them out of the scores and says
       how many.
   """

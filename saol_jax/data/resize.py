@@ -17,14 +17,14 @@ import json
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from saol_jax import console
+from saol_jax import command_line
+from saol_jax.data import Reading, open_records
 from saol_jax.data.prepared import open_prepared
 from saol_jax.data.records import Records, parse_row
 from saol_jax.durable import write_text
@@ -37,10 +37,17 @@ logger = logging.getLogger("saol_jax.data.resize")  # also where this is the mai
 _VERSION = "1.0.0"
 _PER_SHARD = 4096  # images
 _SPLITS = ("train", "test")
+_NAMES = ("train_split", "test_split", "image_field", "label_field", "box_field")  # of `Reading`
 
 
 def resize(
-  name: str, data_dir: str | None, output: str, *, short_side: int, quality: int = 90
+  name: str,
+  data_dir: str | None,
+  output: str,
+  *,
+  short_side: int,
+  quality: int = 90,
+  reading: Reading | None = None,
 ) -> str:
   """Writes the copy, or what is missing of it.
 
@@ -50,16 +57,16 @@ def resize(
     output: folder for the copy, a data_dir of TFDS.
     short_side: pixels of the shorter side of an image, in the copy.
     quality: of JPEG, 1 to 95.
+    reading: what the splits and the features of a TFDS data set are called.
 
   Returns:
     The name of the copy, for `--config.data.name`.
 
   Raises:
     UserError: a number is out of range, the data set is not there or lives in memory, or `output`
-      holds a copy of other images, of what these were before, or with other numbers.
+      holds a copy of other images, of what these were before, or with other numbers, or cannot be
+      written.
   """
-  from saol_jax.data import open_records
-
   if short_side < 1 or not 1 <= quality <= 95:
     raise UserError(
       f"--short_side={short_side} --quality={quality}; expected at least 1 pixel, and a quality "
@@ -67,8 +74,8 @@ def resize(
     )
   copy = f"{name.partition(':')[0].replace('/', '_')}_{short_side}"
   folder = pathlib.Path(output).expanduser() / copy / _VERSION
-  folder.mkdir(parents=True, exist_ok=True)
-  records = {split: open_records(name, split, data_dir) for split in _SPLITS}
+  reading = reading or Reading()
+  records = {split: open_records(name, split, data_dir, reading) for split in _SPLITS}
   plan = {
     "source": name,
     "short_side": short_side,
@@ -76,7 +83,14 @@ def resize(
     "class_names": list(records["train"].class_names),
     "sizes": {split: len(each) for split, each in records.items()},
     "digest": _digest(name, data_dir, records),
+    **{field: getattr(reading, field) for field in _NAMES if _renamed(reading, field)},
   }
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f"--output={output} cannot be written: {error.strerror}; name a folder that you may write to"
+    ) from error
   _check_plan(folder / "plan.json", plan)
   features = _features(plan["class_names"], records["train"].has_boxes)
   splits = []
@@ -90,6 +104,10 @@ def resize(
   logger.info("Written to %s", folder)
   logger.info("Train with --config.data.name=%s --config.data.data_dir=%s", copy, output)
   return copy
+
+
+def _renamed(reading: Reading, field: str) -> bool:
+  return getattr(reading, field) != getattr(Reading, field)
 
 
 class _Shards:
@@ -237,7 +255,7 @@ def _check_plan(path: pathlib.Path, plan: dict) -> None:
         f"{path.parent} holds a copy by an earlier version, which did not note the state of the "
         f"images, so that it may be outdated; {mend}"
       )
-    changed = [key for key in plan if before.get(key) != plan[key]]
+    changed = [key for key in plan | before if before.get(key) != plan.get(key)]
     if changed == ["digest"]:
       raise UserError(
         f"{path.parent} holds an outdated copy: files of {plan['source']!r}, or their labels or "
@@ -259,19 +277,20 @@ def main() -> None:
   parser.add_argument("--output", required=True, help="folder for the copy")
   parser.add_argument("--short_side", type=int, default=256, help="pixels (default: 256)")
   parser.add_argument("--quality", type=int, default=90, help="of JPEG (default: 90)")
+  for name in _NAMES:
+    default = getattr(Reading, name)
+    parser.add_argument(f"--{name}", default=default, help=f"as --config.data.{name}")
   options = parser.parse_args()
-  console.set_up()
-  try:
-    resize(
+  command_line.run(
+    lambda: resize(
       options.name,
       options.data_dir,
       options.output,
       short_side=options.short_side,
       quality=options.quality,
+      reading=Reading(**{name: getattr(options, name) for name in _NAMES}),
     )
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.code)
+  )
 
 
 if __name__ == "__main__":

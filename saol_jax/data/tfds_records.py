@@ -70,7 +70,7 @@ class TfdsRecords:
       if not isinstance(_feature(features, field), kinds[what]):
         raise UserError(
           f"data.{what}_field={field!r} is no {kinds[what].__name__} feature of {name}, which has "
-          f"{', '.join(features)}; set --config.data.{what}_field"
+          f"{', '.join(features)}; set --config.data.{what}_field (--{what}_field of resize)"
         )
     self.class_names = tuple(_feature(features, label_field).names)
     if box_field == "auto":

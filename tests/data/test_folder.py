@@ -150,6 +150,19 @@ def test_evaluation_counts_each_good_image_once_and_says_how_many_are_not(folder
   assert "eval/broken_images" not in evaluate(experiment, state, whole, "eval").scores
 
 
+def test_without_one_good_image_there_is_no_score(tmp_path):
+  """It would be 0 / 0, and no later score is higher than NaN."""
+  write(tmp_path, {"train/a/1.jpg": JPEG_BYTES, "val/a/1.jpg": b"", "val/a/2.jpg": b"x"})
+  source = load(tmp_path, "test", bad_images=BadImages(1.0, "count"))
+  eval_step = lambda variables, batch: {"saol": {"count": batch["mask"].sum()}}  # noqa: E731
+  experiment = types.SimpleNamespace(
+    eval_batch_size=2, heads=("saol",), my_part={}, eval_step=eval_step, put=dict
+  )
+  state = types.SimpleNamespace(variables=None, ema=None)
+  with pytest.raises(UserError, match=r"not one of the 2 images .* can be decoded"):
+    evaluate(experiment, state, source, "eval")
+
+
 # The folder itself
 
 

@@ -1,8 +1,11 @@
 """TFDS data sets whose features are called otherwise, and copies with smaller images."""
 
+import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -15,6 +18,7 @@ from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 from tests.data.bad_files import BROKEN, write
 from tests.data.pictures import ROTATED, boxed, encode, white_region, with_orientation
+from tests.support import ROOT
 
 SIZE = 24
 HEIGHT, WIDTH = 60, 90
@@ -225,6 +229,27 @@ def test_a_copy_of_an_unknown_state_or_of_another_size_is_refused(tmp_path):
   plan.write_text(json.dumps(facts))
   with pytest.raises(UserError, match=r"by an earlier version, .* may be outdated; choose another"):
     again()
+
+
+def test_a_copy_with_labels_of_another_feature(tmp_path, root):
+  pets = Reading(image_field="photo", label_field="species")
+  again = partial(resize, "pets", str(root), str(tmp_path / "out"), short_side=30)
+  copy = load(tmp_path / "out", again(reading=pets))
+  assert copy[np.arange(4)]["label"].tolist() == [1, 1, 1, 1]
+  with pytest.raises(UserError, match="holds a copy with another label_field"):
+    again(reading=dataclasses.replace(pets, label_field="label"))
+
+
+def test_a_copy_that_cannot_be_written_is_one_message(tmp_path):
+  photo = encode(boxed(HEIGHT, WIDTH, LARGE), "JPEG")
+  folder = write(tmp_path / "folder", dict.fromkeys(("train/a/1.jpg", "val/a/1.jpg"), photo))
+  (tmp_path / "file").write_text("")
+  names = ["--name=folder", f"--data_dir={folder}", f"--output={tmp_path / 'file' / 'out'}"]
+  command = [sys.executable, "-m", "saol_jax.data.resize", *names]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+  assert done.returncode == 2
+  assert done.stderr.startswith(f"error: {names[2]} cannot be written: Not a directory")
+  assert done.stderr.count("\n") == 1
 
 
 def test_what_cannot_be_copied_is_refused(tmp_path):
