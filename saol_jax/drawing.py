@@ -88,7 +88,7 @@ def draw_box(axes: Axes, box: np.ndarray, colour: str, *, dashed: bool = False) 
     )
 
 
-def write_text(
+def draw_text(
   axes: Axes,
   x: float,
   y: float,

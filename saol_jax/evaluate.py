@@ -1,9 +1,9 @@
 """Evaluation: every example counts exactly once, for each head, with and without averaging."""
 
+import itertools
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,13 +21,12 @@ from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 from saol_jax.metrics import classification_scores
 from saol_jax.model_card import check_classes
+from saol_jax.progress import Progress
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import TrainState
 from saol_jax.workdir import check_config
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class Evaluation(NamedTuple):
@@ -68,9 +67,9 @@ def evaluate(
   if state.ema is not None:
     candidates["ema_"] = state.ema
   sums: dict[str, Sums] = {}
-  last_line = time.monotonic()
+  progress = Progress("  evaluated", len(source), last_line=False)
   batches = padded_batches(source, experiment.eval_batch_size, **experiment.my_part)
-  for number, batch in enumerate(batches):
+  for start, batch in zip(itertools.count(0, experiment.eval_batch_size), batches, strict=False):
     check_stop()
     batch = experiment.put(batch)
     for name, variables in candidates.items():
@@ -78,10 +77,7 @@ def evaluate(
       sums[name] = jax.tree.map(jax.numpy.add, sums[name], new) if name in sums else new
     # Waiting bounds the queue of the device, and lets a stop request through soon.
     jax.block_until_ready(sums)
-    if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-      last_line = time.monotonic()
-      done = min((number + 1) * experiment.eval_batch_size, len(source))
-      logger.info("  evaluated %d of %d (%.0f %%)", done, len(source), 100 * done / len(source))
+    progress.add(min(experiment.eval_batch_size, len(source) - start))
   sums = jax.device_get(sums)
   results = {}
   left_out = len(source) - round(float(sums[""][experiment.heads[0]]["count"]))
@@ -149,7 +145,7 @@ def report_classes(
   experiment: Experiment, sums: Sums, folder: pathlib.Path, split: str, step: int
 ) -> None:
   """Writes what an evaluation says of the classes, see `class_report`; the first process does."""
-  if jax.process_index():
+  if not is_main_process():
     return
   config, names = experiment.config, experiment.info.class_names
   average = ", moving average" if config.optimizer.ema_decay else ""

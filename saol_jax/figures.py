@@ -14,6 +14,7 @@ from PIL import Image
 from saol_jax.compiler import compiler_options
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
+from saol_jax.distributed import is_main_process
 from saol_jax.experiment import Experiment
 from saol_jax.explain import score_maps
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps
@@ -57,7 +58,7 @@ class Figures:
   @property
   def wanted(self) -> bool:
     """Whether there is anything to draw, and this process is the one that draws."""
-    return self._experiment.config.model.head == "saol" and jax.process_index() == 0
+    return self._experiment.config.model.head == "saol" and is_main_process()
 
   def after_evaluation(self, state: TrainState) -> None:
     """Starts to draw `figures/step_STEP.png`, once the picture before is finished."""

@@ -3,7 +3,6 @@
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -27,13 +26,13 @@ from saol_jax.localization_plot import draw_box_accuracy
 from saol_jax.metrics import label_ranks
 from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
+from saol_jax.progress import Progress
 from saol_jax.train_step import head_log_probs
 from saol_jax.workdir import check_config
 from saol_jax.wsol import THRESHOLDS, BoxScores, PixelScores, overlaps, pixel_counts
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 10.0
 # Column of the table: key of the result.
 _COLUMNS = {
   "GT-known": "gt_known",
@@ -181,14 +180,14 @@ def map_scores(
   """
   predict = _make_predict(experiment, names)
   boxes, pixels = {name: BoxScores() for name in names}, {}
-  done, last_line = 0, time.monotonic()
+  progress = Progress(f"  {split}, localised", len(places), last_line=False)
   for batch in padded_batches(source, experiment.eval_batch_size, places):
     put = experiment.put(batch)
     maps, ranks = jax.device_get(predict(variables, put["image"], put["label"]))
     size = batch["image"].shape[1:3]
     known = localization.has_area(batch["box"])
     for index in np.flatnonzero(batch["mask"]):
-      done += 1
+      progress.add(1)
       if not known[index]:
         continue
       for name in names:
@@ -200,10 +199,6 @@ def map_scores(
         if "object_mask" in batch:
           counts = pixel_counts(large, batch["object_mask"][index])
           pixels.setdefault(name, PixelScores()).add_counts(counts)
-      if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-        last_line = time.monotonic()
-        share = 100 * done / len(places)
-        logger.info("  %s: localised %d of %d images (%.0f %%)", split, done, len(places), share)
   without = len(places) - boxes[names[0]].count
   if without == len(places):
     raise UserError(

@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +22,7 @@ from saol_jax.gallery import Gallery
 from saol_jax.image_files import ImageFile, UnreadableImage, find_images, read_image
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import Prediction, Predictor, load
-from saol_jax.progress import clock
+from saol_jax.progress import Progress
 from saol_jax.report import overlay
 
 __all__ = ["Prediction", "Predictor", "load", "predict_command"]
@@ -38,7 +37,6 @@ _LEAST_PANEL = 128  # longest side of a panel of an overlay picture
 _LEAST_SHORT_SIDE = 32  # a hair-thin image is shown thicker than it is
 _GAP = 4
 _BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
-_SECONDS_BETWEEN_LINES = 10.0
 _OVERLAY = re.compile(r'"overlay": "(overlays/\d{6,}_[A-Za-z0-9_-]*\.jpg)"')  # names of ours only
 _NAMED = 20  # skipped files that are named one by one; the report names all
 
@@ -109,8 +107,8 @@ def predict_command(
 
 def _predict_files(predictor: Predictor, files: list[ImageFile], results: "_Results") -> None:
   """Reads, predicts and writes batch by batch, with a line of progress now and then."""
-  started = last_line = time.monotonic()
-  done = 0
+  progress = Progress("predicted", len(files))
+  note = progress.skip  # the first batch compiles the model
   for batch in _read_batches(predictor, files):
     readable = []
     for file, content in batch:
@@ -123,23 +121,8 @@ def _predict_files(predictor: Predictor, files: list[ImageFile], results: "_Resu
       predictions = predictor.predict_prepared(np.stack(pixels), sizes)
       for (file, *_), view, prediction in zip(readable, views, predictions, strict=True):
         results.add(file, view, prediction)
-    done += len(batch)
-    now = time.monotonic()
-    if done == len(batch):
-      started = now  # the first batch compiles the model
-      first = done
-    elif now - last_line > _SECONDS_BETWEEN_LINES or done == len(files):
-      last_line = now
-      rate = (done - first) / max(now - started, 1e-9)
-      logger.info(
-        "predicted %*d/%d %5.1f %%  %.1f images/s  %s left",
-        len(str(len(files))),
-        done,
-        len(files),
-        100 * done / len(files),
-        rate,
-        clock((len(files) - done) / rate),
-      )
+    note(len(batch))
+    note = progress.add
 
 
 def _read_batches(predictor: Predictor, files: list[ImageFile]) -> Iterator[list[tuple]]:

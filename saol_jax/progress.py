@@ -81,25 +81,30 @@ class Chrono:
 class Progress:
   """A line of the log now and then: how many images, percent, images/s, time left."""
 
-  def __init__(self, what: str, total: int):
+  def __init__(self, what: str, total: int, *, last_line: bool = True):
     """Starts the clock.
 
     Args:
       what: is done to the images, or to which; begins the line.
       total: images that there are.
+      last_line: say when all are done, however soon that is.
     """
-    self._what, self._total, self._done, self._new = what, total, 0, 0
+    self._what, self._total, self._last_line = what, total, last_line
+    self._done = self._new = 0
     self._start = self._last = time.monotonic()
 
   def skip(self, count: int) -> None:
-    """Notes images that an earlier call has dealt with."""
-    self._done += count
+    """Notes images whose time says nothing of the others'; the rate is of those that follow.
+
+    An earlier call has dealt with them, or they had to wait for a compilation.
+    """
+    self._done, self._new, self._start = self._done + count, 0, time.monotonic()
 
   def add(self, count: int) -> None:
     """Notes images that are done."""
     self._done, self._new = self._done + count, self._new + count
-    now = time.monotonic()
-    if now - self._last > _SECONDS_BETWEEN_LINES or self._done == self._total:
+    now, at_end = time.monotonic(), self._done == self._total
+    if now - self._last > _SECONDS_BETWEEN_LINES or (at_end and self._last_line):
       self._last, rate = now, self._new / max(now - self._start, 1e-9)
       logger.info(
         "%s: %d of %d images (%.0f %%), %.0f images/s, %s left",

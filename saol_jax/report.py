@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from saol_jax import localization
-from saol_jax.drawing import GREY, draw_box, legible, save, write_text
+from saol_jax.drawing import GREY, draw_box, draw_text, legible, save
 from saol_jax.sheet import FACTS, MARGIN, Sheet, panel_size, resize_image
 
 _RIGHT, _WRONG = "#1a7f37", "#cf222e"
@@ -66,7 +66,7 @@ def draw_predictions(
   images, labels, predicted, attention, class_maps, boxes, true_boxes, probabilities = arrays
   right = labels == predicted
   iou = localization.box_iou(boxes, true_boxes)
-  has_box = _filled(true_boxes)
+  has_box = localization.has_area(true_boxes)
 
   panel = panel_size(*images.shape[1:3])
   sheet = Sheet(
@@ -82,10 +82,10 @@ def draw_predictions(
       (boxes[index], _PREDICTED_BOX, False),
       (true_boxes[index], _TRUE_BOX, True),
     ):
-      if _filled(box):
+      if localization.has_area(box):
         inside = np.clip(box * scale, 0, panel * 2)
         draw_box(sheet.axes, inside + np.tile(corner, 2), colour, dashed=dashed)
-    words = functools.partial(write_text, sheet.axes, corner[1], room=sheet.strip)
+    words = functools.partial(draw_text, sheet.axes, corner[1], room=sheet.strip)
     mark, colour = ("✓", _RIGHT) if right[index] else ("✗", _WRONG)
     name = f"{mark} {class_names[predicted[index]]}"
     share = f"  {100 * float(probabilities[index]):.1f} %"
@@ -94,7 +94,7 @@ def draw_predictions(
     words(corner[0] - 7, f"true: {class_names[labels[index]]}", 12, GREY, end=overlap)
   for places in sheet.places[: sheet.columns]:
     for (y, x), name in zip(places[1:], ("attention", "class map"), strict=True):
-      write_text(sheet.axes, x + 5, y + panel[0] - 6, name, 11, "white", outline=True)
+      draw_text(sheet.axes, x + 5, y + panel[0] - 6, name, 11, "white", outline=True)
 
   facts = f"{right.sum()} of {len(images)} right"
   if has_box.any():
@@ -113,11 +113,6 @@ def _panels(
   return [shown & 0xFC for shown in (image, *(overlay(image, score_map) for score_map in maps))]
 
 
-def _filled(boxes: np.ndarray) -> np.ndarray:
-  """(..., 4) -> (...) bool: the box holds at least one pixel."""
-  return (boxes[..., 2:] > boxes[..., :2]).all(-1)
-
-
 def overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
   """Heat over the image in grey; (H, W, 3) uint8 and (h, w) -> (H, W, 3) uint8."""
   small = Image.fromarray(localization.normalise(score_map))
@@ -129,14 +124,14 @@ def overlay(image: np.ndarray, score_map: np.ndarray) -> np.ndarray:
 
 def _legend(axes: Axes, right: float, y: float, *, with_true: bool) -> None:
   """Writes what lines and colours mean, ending at `right`."""
-  x = right - write_text(axes, right, y, "high", 11, GREY, align="right") - 6
+  x = right - draw_text(axes, right, y, "high", 11, GREY, align="right") - 6
   axes.imshow(np.linspace(0, 1, 64)[None], cmap=_HEAT, extent=(x - 64, x, y, y - 9), aspect="auto")
   x -= 70
-  x -= write_text(axes, x, y, "map: low", 11, GREY, align="right") + 18
+  x -= draw_text(axes, x, y, "map: low", 11, GREY, align="right") + 18
   entries = [("predicted box", _PREDICTED_BOX, False)]
   if with_true:
     entries.insert(0, ("true box", _TRUE_BOX, True))
   for name, colour, dashed in entries:
-    x -= write_text(axes, x, y, name, 11, GREY, align="right") + 6
+    x -= draw_text(axes, x, y, name, 11, GREY, align="right") + 6
     draw_box(axes, np.array([y - 12, x - 25, y + 3, x]), colour, dashed=dashed)
     x -= 43

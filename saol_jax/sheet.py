@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from saol_jax.drawing import GREY, INK, page_axes, write_text
+from saol_jax.drawing import GREY, INK, draw_text, page_axes
 
 # In pixels.
 MARGIN, FACTS = 24, 58  # around the page; y of the second line of the heading
@@ -55,8 +55,8 @@ class Sheet:
   def write_heading(self, title: str, facts: str) -> None:
     """Writes the page's two lines, shortened where they are too long."""
     room = self.width - 2 * MARGIN
-    write_text(self.axes, MARGIN, 36, title, 18, INK, weight="bold", room=room)
-    write_text(self.axes, MARGIN, FACTS, facts, 12, GREY, room=room)
+    draw_text(self.axes, MARGIN, 36, title, 18, INK, weight="bold", room=room)
+    draw_text(self.axes, MARGIN, FACTS, facts, 12, GREY, room=room)
 
 
 def panel_size(height: int, width: int) -> tuple[int, int]:

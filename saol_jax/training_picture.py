@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saol_jax.drawing import INK, draw_box, legible, save, write_text
+from saol_jax.drawing import INK, draw_box, draw_text, legible, save
 from saol_jax.sheet import Sheet, panel_size, resize_image
 
 _MOST = 16  # examples
@@ -48,7 +48,7 @@ def draw_training_images(
     title, "augmented | mixed: what the network sees | pasted (white); neighbours are partners"
   )
   for ((y, x), middle, _), target, box in zip(sheet.places, targets, scaled, strict=False):
-    write_text(sheet.axes, x, y - 9, _label(target, class_names), 13, INK, room=sheet.strip)
+    draw_text(sheet.axes, x, y - 9, _label(target, class_names), 13, INK, room=sheet.strip)
     if box[2] > box[0]:
       draw_box(sheet.axes, box + np.tile(middle, 2), _PASTED)
   save(sheet.canvas, path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saol_jax.drawing import FONT, drawable, fonts, legible, page_axes, write_text
+from saol_jax.drawing import FONT, draw_text, drawable, fonts, legible, page_axes
 
 UNKNOWN = "\ue000"  # for private use: no font counts as having it
 CAT, DOG = "\u05d7\u05ea\u05d5\u05dc", "\u05db\u05dc\u05d1"  # in Hebrew
@@ -12,7 +12,7 @@ CAT, DOG = "\u05d7\u05ea\u05d5\u05dc", "\u05db\u05dc\u05d1"  # in Hebrew
 def picture(text, **look):
   """Grey levels of 40 x 400 pixels with the text, and its width."""
   canvas, axes = page_axes(np.full((40, 400, 3), 255, np.uint8))
-  width = write_text(axes, 4, 30, text, 20, "black", **look)
+  width = draw_text(axes, 4, 30, text, 20, "black", **look)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., 0], int(width)
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from saol_jax import progress
-from saol_jax.progress import Chrono, clock
+from saol_jax.progress import Chrono, Progress, clock
 
 
 @pytest.fixture
@@ -54,6 +54,30 @@ def test_waiting_for_data_is_warned_of_once_when_it_goes_on(now, caplog):
   assert "waits for data for 40 % of the time" in message
   assert "python -m saol_jax.data.resize" in message
   assert warnings_after(0.9, 0.9, 0.9, 0.9) == []
+
+
+def lines_of(progress: Progress, now, caplog, *steps: tuple[str, int, float]) -> list[str]:
+  """The lines that a progress writes: each step is a method, a number of images, and seconds."""
+  caplog.clear()
+  with caplog.at_level(logging.INFO, "saol_jax"):
+    for method, count, seconds in steps:
+      now[0] += seconds
+      getattr(progress, method)(count)
+  return caplog.messages
+
+
+def test_progress_leaves_out_of_its_rate_what_had_to_wait_for_a_compilation(now, caplog):
+  steps = (("skip", 10, 60.0), ("add", 10, 5.0), ("add", 10, 5.0), ("add", 10, 1.0))
+  progress = Progress("predicted", 40)
+  lines = lines_of(progress, now, caplog, *steps)
+  assert lines[0] == "predicted: 20 of 40 images (50 %), 2 images/s, 0:00:10 left"
+  assert lines[-1] == "predicted: 40 of 40 images (100 %), 3 images/s, 0:00:00 left"
+
+
+def test_what_is_soon_done_may_say_nothing(now, caplog):
+  steps = (("add", 10, 1.0), ("add", 10, 1.0))
+  assert not lines_of(Progress("evaluated", 20, last_line=False), now, caplog, *steps)
+  assert len(lines_of(Progress("evaluated", 20), now, caplog, *steps)) == 1
 
 
 @pytest.mark.parametrize(

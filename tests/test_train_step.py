@@ -353,8 +353,3 @@ def test_the_devices_of_a_process_lie_side_by_side(monkeypatch):
   found = [(chip.process_index, chip.id) for chip in distributed.data_mesh().devices]
   assert found == sorted(found)
   assert len(found) == 16
-
-
-def test_deterministic_mode_changes_nothing_on_a_cpu():
-  state, _ = run_steps(experiment_on(1, deterministic=True), 1)
-  assert_identical(state, run_steps(experiment_on(1), 1)[0])
