@@ -1,26 +1,22 @@
 """Checkpoints: asynchronous, atomic, verified; the latest 2 and the best 1 are kept."""
 
-import contextlib
 import errno
 import logging
 import os
 import pathlib
 import re
 import shutil
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import multihost
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from saol_jax.checksums import checksums, wrong_checksum
 from saol_jax.distributed import as_main_process_says, is_main_process, wait_for_all
 from saol_jax.errors import UserError
+from saol_jax.orbax_hooks import KeepBest, best_step, meet, without_read_only_warning
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -65,14 +61,14 @@ class Checkpoints:
     self._set_aside = workdir.absolute() / "damaged_checkpoints"
     self._scores = scores
     self._read_only = read_only
-    policies = [preservation_policy.LatestN(2), _KeepBest(scores)]
-    with _without_read_only_warning():
+    policies = [preservation_policy.LatestN(2), KeepBest(scores)]
+    with without_read_only_warning():
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
           async_options=ocp.AsyncOptions(
-            barrier_sync_fn=_meet, post_finalization_callback=before_commit
+            barrier_sync_fn=meet, post_finalization_callback=before_commit
           ),
           read_only=read_only,
           # What a killed save left, as large as a checkpoint; safe under the `workdir.Lock`.
@@ -97,14 +93,14 @@ class Checkpoints:
   @property
   def best(self) -> int | None:
     """Step of the checkpoint with the best score; None where none was evaluated."""
-    return _best(self.steps, self._scores)
+    return best_step(self.steps, self._scores)
 
   def save(self, state: TrainState) -> None:
     """Starts to save a state, unless its step is saved already. Waits for the one before.
 
-    If the folder has vanished, or what was in it, it is made anew with a loud warning. The one
-    before is given up, as loudly, if it took too long. Of several processes all save the same step;
-    there a save that was going on as its folder vanished, or took too long, ends the run.
+    If the folder has vanished, or what was in it, it is recreated with a loud warning. A previous
+    save that took too long is abandoned, also with a warning. Of several processes all save the
+    same step; there a save during which the folder vanished, or that took too long, ends the run.
 
     Raises:
       UserError: this save or the one before could not be written.
@@ -346,53 +342,6 @@ class Checkpoints:
       f"A checkpoint could not be saved under {self._directory}: {_first_line(error)}; {kept}. "
       "Free some space or mend the folder, then run the same command again to go on from there."
     )
-
-
-@contextlib.contextmanager
-def _without_read_only_warning() -> Iterator[None]:
-  """Leaves out one line: Orbax warns that a folder is read-only where it was told to leave it."""
-
-  def differs(record: logging.LogRecord) -> bool:
-    return record.msg != "Given directory is read only=%s"
-
-  absl_logger = logging.getLogger("absl")
-  absl_logger.addFilter(differs)
-  try:
-    yield
-  finally:
-    absl_logger.removeFilter(differs)
-
-
-def _meet(*, key: str, timeout_ms: int) -> None:
-  """Orbax's barrier of all processes, but where a save has failed its process waits for nobody.
-
-  The others never come: they wait for their part of that save. Orbax would leave all waiting for 20
-  minutes; so the failure ends this process at its next save, and its end ends the others.
-  """
-  in_background = threading.current_thread() is not threading.main_thread()
-  if not (in_background and sys.exception()):
-    multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
-
-
-class _KeepBest(preservation_policy.PreservationPolicy):
-  """Keeps the checkpoint with the best score.
-
-  Orbax's own BestN wants the score when a checkpoint is saved; ours is known only afterwards, since
-  a state is saved before it is evaluated, so that a stop during the evaluation loses nothing.
-  """
-
-  def __init__(self, scores: Mapping[int, float]):
-    self._scores = scores
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    best = _best([checkpoint.step for checkpoint in checkpoints], self._scores)
-    return [checkpoint.step == best for checkpoint in checkpoints]
-
-
-def _best(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
-  """The step with the highest score, the first of equals."""
-  scored = [step for step in sorted(steps) if step in scores]
-  return max(scored, key=lambda step: scores[step], default=None)
 
 
 def _first_line(error: BaseException) -> str:

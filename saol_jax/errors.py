@@ -11,7 +11,7 @@ PEER_LOST = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-  """What to do where a package is not installed, as the head alone needs few."""
+  """How to install a missing package; the head alone needs only a few."""
   return (
     f"the package {error.name!r} is not installed; install all that training, evaluation and "
     "pictures need: pip install 'FOLDER[training]', FOLDER being that of saol_jax's pyproject.toml"
