@@ -13,12 +13,12 @@ from saol_jax.config import resolve
 from saol_jax.data import EncodedSource
 from saol_jax.data.inspection import inspect_split
 from saol_jax.data.loader import Loader
-from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
 from saol_jax.image_files import printable
 from saol_jax.preparation import base_key, prepare_batch, step_keys
 from saol_jax.progress import Progress
 from saol_jax.training_picture import draw_training_images
+from saol_jax.workdir import writing
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def inspect_workdir(
   workdir = pathlib.Path(workdir)
   experiment = Experiment(resolve(config))
   results = {}
-  try:
+  with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     for split in dict.fromkeys(("train", experiment.eval_split, "test")):
       source = experiment.source(split)
@@ -50,11 +50,6 @@ def inspect_workdir(
     path = workdir / "inspection.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     _draw_first_batch(experiment, path.with_suffix(".png"))
-  except OSError as error:
-    raise UserError(
-      f"--workdir={workdir} cannot be written: {error.strerror}; choose a folder that you may "
-      "write to, on a disk with free space"
-    ) from error
   logger.info("%s", "\n".join(describe(split, result) for split, result in results.items()))
   if isinstance(experiment.train, EncodedSource):
     mean, std = (tuple(results["train"][name]) for name in ("mean", "std"))

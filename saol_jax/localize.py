@@ -4,6 +4,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from saol_jax.metrics import label_ranks
 from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
 from saol_jax.progress import Progress
-from saol_jax.train_step import head_log_probs
+from saol_jax.train_step import TrainState, head_log_probs
 from saol_jax.workdir import check_config
 from saol_jax.wsol import THRESHOLDS, BoxScores, PixelScores, overlaps, pixel_counts
 
@@ -79,51 +80,83 @@ def localize_workdir(
   check_classes(experiment.info, workdir)
   asked = (name.strip() for name in config.localize.maps.split(","))
   names = tuple(filter(None, asked)) or _default_maps(experiment)
-  source, threshold_source = (_with_boxes(experiment, name) for name in (split, threshold_split))
+  sources = tuple(_with_boxes(experiment, name) for name in (split, threshold_split))
   state = restore_wanted(experiment, workdir)
-  variables = state.variables if state.ema is None else state.ema
-
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
-  places = _spread(threshold_source.boxed, config.localize.num_threshold_images)
-  chosen, _ = map_scores(experiment, variables, threshold_source, names, places, threshold_split)
-  found, pixels = map_scores(experiment, variables, source, names, source.boxed, split)
-  thresholds = {name: chosen[name].best_threshold() for name in names}
-  results = {name: found[name].at(thresholds[name]) | found[name].best() for name in names}
-  for name, scores in pixels.items():
-    results[name]["px_ap"] = scores.average_precision()
-  # In the digits of the list of all thresholds.
-  results = {name: {"threshold": round(thresholds[name], 3)} | results[name] for name in names}
-  curves = {name: found[name].curve() for name in names}
+  found = _localize(experiment, state, *sources, names)
 
   path = workdir / f"localization_{split}_{wanted}.json"
   facts = {
     "step": step,
     "split": split,
-    "num_images": found[names[0]].count,
+    "num_images": found.num_images,
     "threshold_split": threshold_split,
-    "num_threshold_images": chosen[names[0]].count,
-    "maps": results,
+    "num_threshold_images": found.num_threshold_images,
+    "maps": found.results,
     "thresholds": THRESHOLDS.round(3).tolist(),
-    "box_accuracy": {name: curve.round(6).tolist() for name, curve in curves.items()},
+    "box_accuracy": {name: curve.round(6).tolist() for name, curve in found.curves.items()},
   }
   write_text(path, json.dumps(facts) + "\n")
   title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
-  draw_box_accuracy(path.with_suffix(".png"), curves, thresholds, title)
+  thresholds = {name: result["threshold"] for name, result in found.results.items()}
+  draw_box_accuracy(path.with_suffix(".png"), found.curves, thresholds, title)
   logger.info(
-    "%s\nPercent of %d %s images; thresholds chosen on %d %s images.\nwritten to %s and .png",
-    table(results),
-    facts["num_images"],
+    "%s\nPercent of %d %s images. Thresholds: chosen on %d %s images; MaxBoxAcc takes the best on "
+    "those scored, as it is defined.\nwritten to %s and .png",
+    table(found.results),
+    found.num_images,
     split,
-    facts["num_threshold_images"],
+    found.num_threshold_images,
     threshold_split,
     path,
   )
   return {
     f"{split}/{name}_{score}": value
-    for name, result in results.items()
+    for name, result in found.results.items()
     for score, value in result.items()
   }
+
+
+class _Localization(NamedTuple):
+  """What is known of the maps of a state.
+
+  Attributes:
+    results: by map, its threshold and its scores.
+    curves: by map, (1000,) GT-known localisation at each of `THRESHOLDS`.
+    num_images, num_threshold_images: that were scored, and that thresholds were chosen on.
+  """
+
+  results: dict[str, dict[str, float]]
+  curves: dict[str, np.ndarray]
+  num_images: int
+  num_threshold_images: int
+
+
+def _localize(
+  experiment: Experiment,
+  state: TrainState,
+  source: Source,
+  threshold_source: Source,
+  names: Sequence[str],
+) -> _Localization:
+  """Chooses the threshold of each map on one source, and scores it on another."""
+  options = experiment.config.localize
+  variables = state.variables if state.ema is None else state.ema
+  threshold_split = _threshold_split(experiment.config)
+  places = _spread(threshold_source.boxed, options.num_threshold_images)
+  chosen, _ = map_scores(experiment, variables, threshold_source, names, places, threshold_split)
+  found, pixels = map_scores(experiment, variables, source, names, source.boxed, options.split)
+  results = {}
+  for name in names:
+    threshold = chosen[name].best_threshold()
+    # In the digits of the list of all thresholds.
+    results[name] = {"threshold": round(threshold, 3)}
+    results[name] |= found[name].at(threshold) | found[name].best()
+    if name in pixels:
+      results[name]["px_ap"] = pixels[name].average_precision()
+  curves = {name: found[name].curve() for name in names}
+  return _Localization(results, curves, found[names[0]].count, chosen[names[0]].count)
 
 
 def _threshold_split(config: ml_collections.ConfigDict) -> str:

@@ -14,6 +14,7 @@ from saol_jax.distributed import is_main_process
 from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
+from saol_jax.workdir import writing
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +64,8 @@ def write_model_json(experiment: Experiment, workdir: str | os.PathLike) -> None
     )
   image_size = experiment.train.image_shape[:2]
   card = ModelCard(info.class_names, info.mean, info.std, image_size, before)
-  try:
+  with writing(path.parent):
     write_text(path, json.dumps(dataclasses.asdict(card), indent=2) + "\n")
-  except OSError as error:
-    raise UserError(
-      f"--workdir={path.parent} cannot be written: {error.strerror}; choose a folder that you may "
-      "write to, on a disk with free space"
-    ) from error
 
 
 def check_classes(info: DatasetInfo, workdir: str | os.PathLike) -> None:

@@ -53,7 +53,7 @@ class Lock:
     if self._file is not None and is_at(os.fstat(self._file.fileno()), self._path):
       return
     self.close()
-    with contextlib.ExitStack() as stack, _writing(self._path.parent):
+    with contextlib.ExitStack() as stack, writing(self._path.parent):
       self._path.parent.mkdir(parents=True, exist_ok=True)
       file = stack.enter_context(self._path.open("a+"))
       self._take(file)
@@ -158,14 +158,15 @@ def put_back(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def _write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  with _writing(workdir):
+  with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(json.loads(config.to_json()), indent=2) + "\n"
     write_text(workdir / "config.json", text)
 
 
 @contextlib.contextmanager
-def _writing(workdir: pathlib.Path) -> Iterator[None]:
+def writing(workdir: pathlib.Path) -> Iterator[None]:
+  """Inside `with`, an OSError becomes a UserError that says what to do about the workdir."""
   try:
     yield
   except OSError as error:
