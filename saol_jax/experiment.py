@@ -95,9 +95,8 @@ class Experiment:
 
   @property
   def score_name(self) -> str:
-    """The metric by which the best checkpoint is chosen."""
-    prefix = "ema_" if self.config.optimizer.ema_decay else ""
-    return f"eval/{prefix}{self.heads[0]}_top1"
+    """See the function of that name."""
+    return score_name(self.config)
 
   def source(self, split: str) -> Source:
     """Opens a split of the data set."""
@@ -207,6 +206,11 @@ def _reading(data: ml_collections.ConfigDict) -> Reading:
     label_field=data.label_field,
     box_field=data.box_field,
   )
+
+
+def score_name(config: ml_collections.ConfigDict) -> str:
+  """The metric by which the best checkpoint is chosen: top-1 of the main head, averaged if kept."""
+  return f"eval/{'ema_' if config.optimizer.ema_decay else ''}{config.model.head}_top1"
 
 
 def create_configured(

@@ -15,7 +15,7 @@ from saol_jax.checksums import wrong_checksum
 from saol_jax.config import default_config
 from saol_jax.distributed import data_mesh, replicated
 from saol_jax.errors import UserError
-from saol_jax.experiment import create_configured
+from saol_jax.experiment import create_configured, score_name
 from saol_jax.fuse import fuse_norms
 from saol_jax.model import FunctionalModel, Variables, variables_of
 from saol_jax.model_card import ModelCard, card_of, read_model_json
@@ -119,7 +119,8 @@ def restore_run(
   # The optimizer's state has the same structure whatever the length of the run.
   optimizer = make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000))
   like = make_init(config, model, optimizer, data_mesh()).eval_shape(seed_data(config))
-  checkpoints = Checkpoints(workdir, _scores(workdir), read_only=True)
+  by_step = scores(read_records(workdir / "metrics.jsonl"), score_name(config))
+  checkpoints = Checkpoints(workdir, by_step, read_only=True)
   try:
     if not checkpoints.steps:
       raise UserError(f"{workdir} has no checkpoint yet; train first, with --mode=train")
@@ -211,13 +212,6 @@ def _part_of(whole, like):
   if isinstance(like, dict):
     return {name: _part_of(whole[name], below) for name, below in like.items()}
   return whole
-
-
-def _scores(workdir: pathlib.Path) -> dict[int, float]:
-  """The evaluation score by step, of the main head and of the average where there is one."""
-  records = read_records(workdir / "metrics.jsonl")
-  names = [f"eval/{ema}{head}_top1" for ema in ("ema_", "") for head in ("saol", "gap")]
-  return next(filter(None, (scores(records, name) for name in names)), {})
 
 
 def _read_config(path: pathlib.Path, dtype: str | None) -> ml_collections.ConfigDict:

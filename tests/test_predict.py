@@ -302,7 +302,7 @@ def test_the_best_checkpoint_can_be_asked_for(tmp_path):
   write_run(tmp_path, steps=(3, 5))
   with pytest.raises(UserError, match="no evaluated checkpoint"):
     load(tmp_path, checkpoint="best")
-  scores = [{"step": step, "eval/saol_top1": score} for step, score in ((3, 0.9), (5, 0.8))]
+  scores = [{"step": step, "eval/ema_saol_top1": score} for step, score in ((3, 0.9), (5, 0.8))]
   (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in scores))
   assert load(tmp_path, checkpoint="best").step == 3
 
