@@ -121,11 +121,13 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   compilation_cache.set_up()
   with _signals_interrupt():
     code, several = _run(function, join)
+  try:
+    sys.stdout.flush()
+  except OSError:  # Python would try again at its end, and make the exit code 120
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until then
   if code or several:
     # A normal exit waits for a compilation that still goes on in a thread. In one of several
     # processes it also takes the connections apart, which can abort another that is doing the same.
-    with contextlib.suppress(OSError):
-      print(end="", flush=True)
     os._exit(code)
 
 

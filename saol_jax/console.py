@@ -1,10 +1,31 @@
 """What a person sees when a program of ours runs: our own lines, plain, and nothing else."""
 
+import contextlib
 import logging
 import sys
 import threading
 
 from absl import logging as absl_logging
+
+
+class _Lines(logging.StreamHandler):
+  """Prints on stdout. Where that cannot be written, as on a full disk, the program goes on.
+
+  What could not be printed stays in Python's buffer, and is tried again with the next line.
+  """
+
+  def __init__(self):
+    super().__init__(sys.stdout)
+    self._said = False
+
+  def handleError(self, record: logging.LogRecord) -> None:
+    error = sys.exception()
+    if not isinstance(error, OSError):
+      super().handleError(record)
+    elif not self._said and not isinstance(error, BrokenPipeError):  # `| head` has read enough
+      self._said = True
+      with contextlib.suppress(OSError):
+        print(f"LINES LOST: stdout cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def set_up(*, speak: bool = True) -> None:
@@ -20,7 +41,7 @@ def set_up(*, speak: bool = True) -> None:
   logger = logging.getLogger("saol_jax")
   logger.setLevel(logging.INFO if speak else logging.WARNING)
   if not logger.handlers:
-    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.addHandler(_Lines())
   logger.propagate = False  # absl's root handler would print it again, with a prefix
   absl_logging.set_verbosity(absl_logging.FATAL)
   threading.excepthook = lambda failure: logger.debug("in a thread: %s", failure.exc_value)

@@ -23,6 +23,18 @@ def program():
 command_line.run(program)
 """
 
+TALKING = """
+import logging
+from saol_jax import command_line
+
+def program():
+  for k in range(3):
+    logging.getLogger("saol_jax.train").info("step %d", k)
+
+command_line.run(program)
+"""
+
+
 WAITING = """
 import signal, sys, tempfile, time
 from saol_jax import command_line
@@ -61,6 +73,17 @@ def test_exit_code_survives_a_log_on_a_full_disk(outcome):
   with open("/dev/full", "w") as full:
     done = subprocess.run(command, stdout=full, stderr=full, env=environment(), check=False)
   assert done.returncode == outcome.code
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk that Linux has")
+def test_a_program_whose_lines_cannot_be_printed_goes_on_and_says_so_once():
+  command = [sys.executable, "-c", TALKING]
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), check=False
+    )
+  assert done.stderr == "LINES LOST: stdout cannot be written: No space left on device\n"
+  assert done.returncode == 0
 
 
 def folder(text: str) -> str | None:
