@@ -143,15 +143,15 @@ def _run(function: Callable[[], object], join: Callable[[], None] | None) -> tup
     code = _exit_code_of(function, who)
     distributed.leave_processes()
   except (errors.UserError, errors.DivergedError) as error:
-    _say(f"{who}error: {error}")
+    console.say(f"{who}error: {error}")
     code = error.code
   except ModuleNotFoundError as error:
-    _say(f"{who}error: {errors.missing_package(error)}")
+    console.say(f"{who}error: {errors.missing_package(error)}")
     code = errors.UserError.code
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       raise
-    _say(
+    console.say(
       f"{who}error: {error}; the checkpoints saved so far are as they were. Free some space or "
       "mend the folder, then run the same command again to go on."
     )
@@ -159,7 +159,7 @@ def _run(function: Callable[[], object], join: Callable[[], None] | None) -> tup
   except jax.errors.JaxRuntimeError as error:
     if not who:
       raise
-    _say(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})")
+    console.say(f"{who}error: {_PEER_LOST} ({str(error).splitlines()[0]})")
     code = errors.PEER_LOST
   return code, bool(who)
 
@@ -185,7 +185,7 @@ def _signals_interrupt() -> Iterator[None]:
   try:
     yield
   except KeyboardInterrupt:
-    _say(f"ended by {received.name}; what was saved before is as it was.")
+    console.say(f"ended by {received.name}; what was saved before is as it was.")
     signal.signal(received, signal.SIG_DFL)  # so that whoever started this sees how it ended
     os.kill(os.getpid(), received)
   finally:
@@ -198,7 +198,7 @@ def _exit_code_of(function: Callable[[], object], who: str) -> int:
   try:
     result = function()
   except errors.Stopped as stopped:
-    _say(f"{who}{stopped} Run the same command again to go on.")
+    console.say(f"{who}{stopped} Run the same command again to go on.")
     return stopped.code
   return result if isinstance(result, int) else 0
 
@@ -231,13 +231,5 @@ def _illegal(error: flags.IllegalFlagValueError) -> str:
 
 
 def _leave(message: str) -> NoReturn:
-  _say(f"error: {message}")
+  console.say(f"error: {message}")
   sys.exit(errors.UserError.code)
-
-
-def _say(message: str) -> None:
-  """Prints on stderr; where that is a full disk or a closed terminal, the exit code has to do."""
-  try:
-    print(message, file=sys.stderr, flush=True)
-  except OSError:  # Python would try to write it again at its end, and make the exit code 120
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until then

@@ -1,7 +1,7 @@
 """What a person sees when a program of ours runs: our own lines, plain, and nothing else."""
 
-import contextlib
 import logging
+import os
 import sys
 import threading
 
@@ -24,8 +24,15 @@ class _Lines(logging.StreamHandler):
       super().handleError(record)
     elif not self._said and not isinstance(error, BrokenPipeError):  # `| head` has read enough
       self._said = True
-      with contextlib.suppress(OSError):
-        print(f"LINES LOST: stdout cannot be written: {error.strerror}", file=sys.stderr)
+      say(f"LINES LOST: stdout cannot be written: {error.strerror}")
+
+
+def say(message: str) -> None:
+  """Prints on stderr; where that is a full disk or a closed terminal, the exit code has to do."""
+  try:
+    print(message, file=sys.stderr, flush=True)
+  except OSError:  # Python would try to write it again at its end, and make the exit code 120
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until then
 
 
 def set_up(*, speak: bool = True) -> None:
