@@ -175,9 +175,12 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
     step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
   except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}); {mend}") from error
-  model = _model(config, card, inference=True, fused=fused)
-  init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
-  like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
+  try:
+    model = _model(config, card, inference=True, fused=fused)
+    init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
+    like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
+  except Exception as error:  # whatever a network that cannot be ends in
+    raise UserError(f"{path} describes no model that can be made: {error}") from error
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       variables = Variables(**checkpointer.restore((folder / "checkpoint").absolute(), like))

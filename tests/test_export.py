@@ -220,6 +220,23 @@ def test_wrong_facts_are_named(exported, tmp_path, changes, message):
     load(folder)
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"width": 0}, "width=0"),
+    ({"name": None}, "None is no backbone"),
+    ({"name": "resnet9"}, "'resnet9' is unknown. Did you mean 'resnet8'"),
+  ],
+)
+def test_an_export_of_a_network_that_cannot_be_is_named(exported, tmp_path, change, message):
+  folder = shutil.copytree(exported, tmp_path / "export")
+  facts = json.loads((folder / "model.json").read_text())
+  facts["config"]["model"] |= change
+  (folder / "model.json").write_text(json.dumps(facts))
+  with pytest.raises(UserError, match=f"model.json describes no model .*{message}"):
+    load(folder)
+
+
 @pytest.mark.parametrize("name", ["model.json", "checkpoint"])
 def test_what_an_export_has_lost_is_named(exported, tmp_path, name):
   folder = shutil.copytree(exported, tmp_path / "export")
