@@ -1,26 +1,31 @@
-"""Faults at random moments of real runs, which are started again and must lose nothing.
+r"""Faults at random moments of real runs, which are started again and must lose nothing.
 
   python benchmarks/fault_injection.py --faults 45
 
 A run through main.py is left alone. Others of the same config suffer faults, up to four in a row,
 and are started again each time; then they must have the same checkpoints, bit for bit, and the same
 log. All kinds of faults come up before one comes again. Ends with code 1 if anything was lost.
+
+The runs use the accelerator where there is one, and there they are bitwise in one mode alone:
+
+  python benchmarks/fault_injection.py --faults=6 --set deterministic=True \
+      --kinds "SIGTERM at any moment" "kill -9 at any moment"
 """
 
 import collections
-import os
 import pathlib
 import random
 import shutil
 import sys
 import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
 if __package__ in (None, ""):  # started as a file
   sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax
+
 from benchmarks import record
-from benchmarks.command_line import make_parser
+from benchmarks.command_line import make_parser, parse_fields
 from benchmarks.faults.bench import FIELDS, Bench, Drawn
 from benchmarks.faults.disk import Disk
 from benchmarks.faults.kinds import KINDS
@@ -45,14 +50,17 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
   parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
+  parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config")
   options = parser.parse_args()
+  fields = FIELDS | parse_fields(options.set)
   output, described = record.begin(options.output, "fault_injection", apart=True)
+  jax.config.update("jax_platforms", "cpu")  # here: the runs need the accelerator's memory
   console.set_up(speak=False)
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix="fault_injection_"))
   disk = Disk(folder / "disk", _MEGABYTES)
   try:
-    bench = Bench(folder, disk)
+    bench = Bench(folder, disk, fields)
     possible = tuple(name for name in options.kinds if bench.can[name])
     skipped = [name for name in options.kinds if name not in possible]
     print(f"the undisturbed run: {bench.undisturbed():.0f} s", flush=True)
@@ -67,7 +75,7 @@ def main() -> None:
 
   print("\n" + table(results, skipped))
   print(f"{len(results)} faults in {bench.compared} runs, each compared with the undisturbed one")
-  result = {"run": described, "fields": FIELDS, "seed": options.seed}
+  result = {"run": described, "fields": fields, "seed": options.seed}
   result |= {"runs_compared": bench.compared, "skipped": skipped, "faults": results}
   record.write(output, result)
   lost = [problem for result in results for problem in result["problems"]]

@@ -6,10 +6,11 @@ import random
 import shutil
 import tempfile
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from benchmarks import record
-from benchmarks.command_line import run_of
+from benchmarks.command_line import run_of, set_fields
 from benchmarks.faults.clock import Clock
 from benchmarks.faults.comparison import differences
 from benchmarks.faults.disk import Disk
@@ -45,10 +46,12 @@ class Drawn(NamedTuple):
 class Bench:
   """Runs that suffer faults, one after the other, compared with one that does not."""
 
-  def __init__(self, folder: pathlib.Path, disk: Disk):
+  def __init__(self, folder: pathlib.Path, disk: Disk, fields: Mapping[str, Any]):
+    """Prepares both; `fields` are those of the config that are set, `FIELDS` among them."""
     self._folder, self._disk, self._clock = folder, disk, Clock(folder)
+    self._fields = fields
     config = get_config()
-    config.update_from_flattened_dict(FIELDS)
+    set_fields(config, fields)
     self._experiment = Experiment(resolve(config))
     self._undisturbed = folder / "undisturbed"
     self._start_new()
@@ -82,8 +85,8 @@ class Bench:
         self._disk,
         self._clock,
         rng,
-        FIELDS["eval_every_steps"],
-        FIELDS["num_train_steps"],
+        self._experiment.config.eval_every_steps,
+        self._experiment.config.num_train_steps,
       )
       try:
         when = kind.strike(scene)
@@ -155,7 +158,7 @@ class Bench:
     self._allowed = [None]  # steps from which the next start may go on, best first
 
   def _start(self, workdir: pathlib.Path, kind: Kind | None = None) -> WatchedRun:
-    command = run_of("configs/digits_saol.py", workdir, FIELDS)
+    command = run_of("configs/digits_saol.py", workdir, self._fields)
     if kind is not None and kind.cold:
       # The run keeps it: the next start finds what the killed one has written.
       self._cache = pathlib.Path(tempfile.mkdtemp(prefix="cache_", dir=self._folder))
