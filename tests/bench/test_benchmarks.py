@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import heads, input, localise, predict, record, scaling, step, step_torch, synthetic
+from benchmarks import (
+  accelerator,
+  heads,
+  input,
+  localise,
+  predict,
+  record,
+  scaling,
+  step,
+  step_torch,
+  synthetic,
+)
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
 from saol_jax.data import ArraySource
@@ -534,3 +546,33 @@ def test_result_files_are_whole(tmp_path):
   record.write(path, {"median": statistics.median([1.0, 2.0])})
   assert json.loads(path.read_text()) == {"median": 1.5}
   assert list(tmp_path.iterdir()) == [path]
+
+
+# accelerator.py ---------------------------------------------------------------
+
+
+def test_a_session_on_an_accelerator_goes_on_with_what_is_missing(tmp_path, capsys):
+  """With real measurements of tiny sizes, one of which cannot be, and one that has no time left."""
+  heads = f"heads.py --networks resnet8:{PIXELS}:{CLASSES}"
+  measurements = {
+    "heads": accelerator.Measurement(heads, 1),
+    "wrong": accelerator.Measurement("heads.py --networks=none", 1),
+    "long": accelerator.Measurement(heads, 1e6),
+  }
+  accelerator.measure(measurements, tmp_path, deadline=time.monotonic() + 1000)
+  outcomes = {row[0]: row[1] for row in table_rows(capsys.readouterr().out)}
+  assert outcomes["heads"] == "done"
+  assert outcomes["wrong"].startswith("failed with code ")
+  assert outcomes["wrong"].endswith("see wrong.txt")
+  assert outcomes["long"].startswith("not begun: ")
+  assert json.loads((tmp_path / "heads.json").read_text())["networks"]
+  before = (tmp_path / "heads.json").read_bytes()
+  accelerator.measure(measurements, tmp_path, deadline=time.monotonic() + 1000)
+  assert "was there" in capsys.readouterr().out
+  assert (tmp_path / "heads.json").read_bytes() == before
+
+
+def test_the_measurements_of_an_accelerator_are_command_lines_that_exist():
+  for command, _ in accelerator.MEASUREMENTS.values():
+    code, printed = call(*shlex.split(command), "--help")
+    assert code == 0, printed
