@@ -5,12 +5,14 @@ r"""All that is to be measured on an accelerator and needs no data, the most wan
 
 Each measurement is a script of its own, whose JSON and log go to OUT. One that has its JSON there
 is left out, and none is started that could not be done in the time that is left: the same command
-goes on with the others. The first compilations take most of the time; a cache that stays saves
-them.
+goes on with the others. One that takes twice as long as it may need is killed. The first
+compilations take most of the time; a cache that stays saves them.
 """
 
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ if __package__ in (None, ""):  # started as a file
 from benchmarks import record
 from benchmarks.command_line import make_parser
 
+_DONE = "done"
 _TIMING = "--seconds=30 --rounds=10"
 _CIFAR = f"--backbone=wrn_28_10 --num_classes=100 --batch_size=128 {_TIMING}"
 _IMAGENET = f"--backbone=resnet50 --image_size=224 --num_classes=1000 --batch_size=256 {_TIMING}"
@@ -30,7 +33,7 @@ _RECIPE = "--set model.norm_group=32 data.crop_padding=0"  # ImageNet's, see ste
 
 
 class Measurement(NamedTuple):
-  """A script of this folder with its arguments, as in a shell, and the seconds that it may take."""
+  """A script of this folder with its arguments, as in a shell, and the seconds that it may need."""
 
   command: str
   seconds: float
@@ -76,7 +79,10 @@ def measure(
       rows.append((name, f"not begun: {left:.0f} of {seconds:.0f} s are left", ""))
     else:
       started = time.monotonic()
-      outcome = _call([*shlex.split(command), f"--output={result}"], log, timeout=left)
+      arguments = [*shlex.split(command), f"--output={result}"]
+      outcome = _call(arguments, log, timeout=min(left, 2 * seconds))
+      if outcome != _DONE and result.exists():  # what it says is kept, and it is done again
+        result.replace(result.with_suffix(".failed.json"))
       rows.append((name, outcome, f"{time.monotonic() - started:.0f} s"))
       print(f"{name}: {outcome}", flush=True)
   print("\n" + record.markdown(("measurement", "outcome", "time"), rows, text_columns=2))
@@ -85,14 +91,18 @@ def measure(
 def _call(arguments: Sequence[str], log: pathlib.Path, *, timeout: float) -> str:
   """Runs a script, its lines into a file; says how it ended."""
   command = [sys.executable, str(record.ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
-  with log.open("w") as lines:
+  with (
+    log.open("w") as lines,
+    subprocess.Popen(
+      command, stdout=lines, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process,
+  ):
     try:
-      code = subprocess.run(
-        command, stdout=lines, stderr=subprocess.STDOUT, timeout=timeout, check=False
-      ).returncode
+      code = process.wait(timeout)
     except subprocess.TimeoutExpired:
-      return f"ended after {timeout:.0f} s, see {log.name}"
-  return "done" if code == 0 else f"failed with code {code}, see {log.name}"
+      os.killpg(process.pid, signal.SIGKILL)  # with the runs that it started
+      return f"killed after {timeout:.0f} s, see {log.name}"
+  return _DONE if code == 0 else f"failed with code {code}, see {log.name}"
 
 
 if __name__ == "__main__":

@@ -69,12 +69,22 @@ def parse_fields(changes: Sequence[str]) -> dict[str, str]:
 
 
 def set_fields(config: ml_collections.ConfigDict, fields: Mapping[str, Any]) -> None:
-  """Sets fields by their names, such as `model.name`, to values or to what `parse_fields` gives."""
+  """Sets fields by their names, such as `model.name`, to values or to what `parse_fields` gives.
+
+  Raises:
+    UserError: there is no such field, or the value is none of its.
+  """
   for name, value in fields.items():
     *folders, last = name.split(".")
-    holder = functools.reduce(getattr, folders, config)
-    written = isinstance(value, str) and not isinstance(holder[last], str)
-    holder[last] = ast.literal_eval(value) if written else value
+    try:
+      holder = functools.reduce(getattr, folders, config)
+      if isinstance(value, str) and not isinstance(holder[last], str):
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+      holder[last] = value
+    except (AttributeError, KeyError) as error:
+      raise UserError(f"--set {name}: no such field; all are in saol_jax/config.py") from error
+    except (TypeError, ValueError, SyntaxError) as error:
+      raise UserError(f"--set {name}={value}; expected a value like {holder[last]!r}") from error
 
 
 def run_of(config: str, workdir: pathlib.Path | str, fields: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ The runs use the accelerator where there is one, and there they are bitwise in o
       --kinds "SIGTERM at any moment" "kill -9 at any moment"
 """
 
+import argparse
 import collections
 import pathlib
 import random
@@ -43,15 +44,20 @@ def draw(count: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> list[D
   return [Drawn(name, rng.randrange(1 << 32)) for name in names[:count]]
 
 
-def main() -> None:
-  """Strikes, prints a table, writes JSON."""
+def parse() -> argparse.Namespace:
+  """The command line."""
   parser = make_parser(__doc__)
   parser.add_argument("--faults", type=int, default=45, help="how many")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
   parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config")
-  options = parser.parse_args()
+  return parser.parse_args()
+
+
+def main() -> None:
+  """Strikes, prints a table, writes JSON."""
+  options = parse()
   fields = FIELDS | parse_fields(options.set)
   output, described = record.begin(options.output, "fault_injection", apart=True)
   jax.config.update("jax_platforms", "cpu")  # here: the runs need the accelerator's memory

@@ -55,7 +55,7 @@ _INFERENCE_SHARE = 0.25  # of the measuring time
 
 def main() -> None:
   """Measures, prints the tables and writes the JSON."""
-  options = _parse()
+  options = parse()
   mode = "_deterministic" if options.deterministic else ""
   output, result = record.begin(options.output, f"step_{options.backbone}{mode}")
   images = synthetic_images(options)
@@ -326,7 +326,8 @@ def program_bytes(compiled: Any) -> int:
   )
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+  """The command line."""
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
   add_timing(parser, rounds=30)

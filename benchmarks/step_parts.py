@@ -52,7 +52,7 @@ _MATRIX_SIZE_ON_CPU = 1024
 
 def main() -> None:
   """Measures, prints the table and writes the JSON."""
-  options = _parse()
+  options = parse()
   output, result = record.begin(options.output, f"step_parts_{options.backbone}")
   images = synthetic_images(options)
   fields = parse_fields(options.set)
@@ -166,7 +166,8 @@ def table(parts: Mapping[str, dict[str, Any]]) -> str:
   return record.markdown(header, rows, text_columns=1)
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+  """The command line."""
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
   add_timing(parser, rounds=30)

@@ -1,6 +1,5 @@
 """What `main.py` and other programs of ours share: flags with clear mistakes, and exit codes."""
 
-import contextlib
 import errno
 import functools
 import operator
@@ -8,8 +7,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import jax
@@ -110,8 +108,8 @@ def parse_flags(
 def run(function: Callable[[], object], join: Callable[[], None] | None = None) -> None:
   """Calls a function as a program: progress on stdout, one message for what a user can mend.
 
-  Ends the process with the exit code that the function returns, if that is what it returns, with
-  that of `saol_jax.errors`, or by the signal that came, once the function has tidied up.
+  Ends the process with the exit code that the function returns, if that is what it returns, or
+  with that of `saol_jax.errors`; and by SIGINT where that interrupted the function.
 
   Args:
     function: the program.
@@ -119,8 +117,10 @@ def run(function: Callable[[], object], join: Callable[[], None] | None = None) 
   """
   console.set_up()
   compilation_cache.set_up()
-  with _signals_interrupt():
+  try:
     code, several = _run(function, join)
+  except KeyboardInterrupt:
+    _end_as_interrupted()
   try:
     sys.stdout.flush()
   except OSError:  # Python would try again at its end, and make the exit code 120
@@ -152,8 +152,8 @@ def _run(function: Callable[[], object], join: Callable[[], None] | None) -> tup
     if error.errno not in _OF_THE_DISK:
       raise
     console.say(
-      f"{who}error: {error}; the checkpoints saved so far are as they were. Free some space or "
-      "mend the folder, then run the same command again to go on."
+      f"{who}error: {error}; what was saved so far is as it was. Free some space or mend the "
+      "folder, then run the same command again to go on."
     )
     code = errors.UserError.code
   except jax.errors.JaxRuntimeError as error:
@@ -164,33 +164,12 @@ def _run(function: Callable[[], object], join: Callable[[], None] | None) -> tup
   return code, bool(who)
 
 
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-  """Inside `with`, SIGTERM, SIGINT and SIGHUP unwind what goes on before they end the process.
-
-  Training takes them otherwise, see `stopping.StopRequest`, but for a second SIGINT. SIGHUP stays
-  ignored where it is, as under nohup.
-  """
-  received = signal.SIGINT
-
-  def interrupt(number: int, frame: FrameType | None) -> None:
-    nonlocal received
-    received = signal.Signals(number)
-    raise KeyboardInterrupt
-
-  previous = {}
-  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    if signal.getsignal(number) != signal.SIG_IGN:
-      previous[number] = signal.signal(number, interrupt)
-  try:
-    yield
-  except KeyboardInterrupt:
-    console.say(f"ended by {received.name}; what was saved before is as it was.")
-    signal.signal(received, signal.SIG_DFL)  # so that whoever started this sees how it ended
-    os.kill(os.getpid(), received)
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+def _end_as_interrupted() -> NoReturn:
+  """Ends by SIGINT itself, once all has been tidied up: whoever started this sees how it ended."""
+  console.say("interrupted; what was saved before is as it was")
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  os.kill(os.getpid(), signal.SIGINT)
+  os._exit(128 + signal.SIGINT)  # the first process of a container is not ended by it
 
 
 def _exit_code_of(function: Callable[[], object], who: str) -> int:

@@ -1,9 +1,18 @@
 """Files that hold what was written, whatever happens to the machine or to their folder."""
 
+import contextlib
 import errno
+import fcntl
+import glob
 import os
 import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from typing import IO
+
+_NEW_SECONDS = 60.0
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -20,6 +29,45 @@ def write_text(path: pathlib.Path, text: str) -> None:
     file.write(content)
     flush_to_disk(file)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: pathlib.Path, prefix: str) -> Iterator[pathlib.Path]:
+  """Inside `with`, a new folder for what is not whole yet; afterwards it is deleted.
+
+  What killed processes have left of that prefix is deleted first. A folder in use is known by the
+  kernel's lock on it.
+
+  Args:
+    parent: where it is made.
+    prefix: of its name.
+  """
+  for left in parent.glob(f"{glob.escape(prefix)}*"):
+    with _locked(left) as free:
+      # A folder that was made just now may not have its lock yet.
+      if free and time.time() - left.stat().st_mtime > _NEW_SECONDS:
+        shutil.rmtree(left, ignore_errors=True)
+  with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as name:
+    folder = pathlib.Path(name)
+    with _locked(folder):
+      yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[bool]:
+  """Inside `with`, the lock on a folder; whether it was to be had."""
+  file = None
+  try:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    free = True
+  except OSError:  # another process has it, or the file system has no locks
+    free = False
+  try:
+    yield free
+  finally:
+    if file is not None:
+      os.close(file)
 
 
 def flush_to_disk(file: IO) -> None:

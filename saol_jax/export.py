@@ -1,11 +1,11 @@
 """`--mode=export`: a trained model as a folder of files that other programs open."""
 
 import dataclasses
+import glob
 import json
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from importlib import metadata
 
@@ -17,6 +17,7 @@ from jax import export as jax_export
 from saol_jax import explain
 from saol_jax.checksums import checksums
 from saol_jax.data.augment import normalise
+from saol_jax.durable import scratch_folder
 from saol_jax.errors import UserError
 from saol_jax.export_card import scores_at, write_card
 from saol_jax.fuse import count_norms
@@ -100,30 +101,37 @@ def export_command(
   """
   workdir = pathlib.Path(workdir)
   output = workdir / "export" if output is None else pathlib.Path(output)
+  place = output.resolve()  # the folder itself, where a link to it was named
+  _put_back(place)
   _check_replaceable(output)
   trained = restore_run(workdir, checkpoint=checkpoint, weights=weights)
   plain = for_inference(trained)
   ready = for_inference(trained, fuse=True) if fuse else plain
-  place = output.resolve()  # the folder itself, where a link to it was named
   place.parent.mkdir(parents=True, exist_ok=True)
   # Beside the result, so that the last step is a rename.
-  with tempfile.TemporaryDirectory(dir=place.parent, prefix=".export-") as temporary:
-    partial = pathlib.Path(temporary) / "export"
+  with scratch_folder(place.parent, f".{place.name}-export-") as temporary:
+    partial, before = temporary / "export", temporary / "before"
     partial.mkdir()
     _write(ready, plain, workdir, partial)
-    before = pathlib.Path(temporary) / "before"
-    if place.exists():
-      place.rename(before)
     try:
+      if place.exists():
+        place.rename(before)
       partial.rename(place)
-    except OSError:
-      if before.exists():
+    except BaseException:
+      if before.exists() and not place.exists():
         before.rename(place)
       raise
   logger.info(
     "Step %d of %s (%s weights) exported to %s", ready.step, workdir, ready.weights, output
   )
   return output
+
+
+def _put_back(place: pathlib.Path) -> None:
+  """Puts an earlier export back in its place where a call was killed as it replaced it."""
+  for before in place.parent.glob(f".{glob.escape(place.name)}-export-*/before"):
+    if not place.exists():
+      before.rename(place)
 
 
 def _check_replaceable(output: pathlib.Path) -> None:

@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from saol_jax.data.folder import nfc
 from saol_jax.data.loader import prefetch
+from saol_jax.durable import scratch_folder
 from saol_jax.errors import UserError
 from saol_jax.gallery import Gallery
 from saol_jax.image_files import ImageFile, UnreadableImage, find_images, read_image
@@ -89,7 +89,11 @@ def predict_command(
     *predictor.card.image_size,
   )
   try:
-    with _Results(predictor, output, len(files)) as results:
+    output.mkdir(parents=True, exist_ok=True)
+    with (
+      scratch_folder(output, ".predict-") as partial,
+      _Results(predictor, output, partial, len(files)) as results,
+    ):
       _predict_files(predictor, files, results)
       if not results.count:
         raise UserError(
@@ -151,17 +155,25 @@ def _read_batches(predictor: Predictor, files: list[ImageFile]) -> Iterator[list
 
 
 class _Results:
-  """The files in the output folder; until `finish` they are in a hidden folder inside it."""
+  """The files in the output folder; until `finish` they are in another one."""
 
-  def __init__(self, predictor: Predictor, output: pathlib.Path, expected: int):
-    """Makes the folders and opens the files.
+  def __init__(
+    self, predictor: Predictor, output: pathlib.Path, partial: pathlib.Path, expected: int
+  ):
+    """Opens the files.
+
+    Args:
+      predictor: that makes them.
+      output: folder, which exists.
+      partial: folder on the same disk.
+      expected: images.
 
     Raises:
-      OSError: it is not a folder, or cannot be written.
+      OSError: one of them cannot be written.
     """
     self.count = 0
     self.skipped: list[tuple[str, str]] = []
-    self._output = output
+    self._output, self._partial = output, partial
     self._class_names = predictor.card.class_names
     self._step = predictor.step
     self._labels = _unique_labels(self._class_names)
@@ -169,14 +181,12 @@ class _Results:
     self._has_maps = False
     self._gallery = Gallery(self._class_names, box_map=BOX_MAP, expected=expected)
     self._overlays = output / "overlays"
-    self._overlays.mkdir(parents=True, exist_ok=True)
+    self._overlays.mkdir(exist_ok=True)
     self._earlier = _earlier_overlays(output)
-    self._temporary = tempfile.TemporaryDirectory(dir=output, prefix=".predict-")
-    self._partial = pathlib.Path(self._temporary.name)
-    (self._partial / "overlays").mkdir()
-    self._jsonl = (self._partial / "predictions.jsonl").open("w", encoding="utf-8")
+    (partial / "overlays").mkdir()
+    self._jsonl = (partial / "predictions.jsonl").open("w", encoding="utf-8")
     # A file name that is not UTF-8 comes back as the bytes that it is.
-    self._csv = (self._partial / "predictions.csv").open(
+    self._csv = (partial / "predictions.csv").open(
       "w", encoding="utf-8", errors="surrogateescape", newline=""
     )
     self._rows = csv.writer(self._csv)
@@ -188,7 +198,6 @@ class _Results:
   def __exit__(self, *_) -> None:
     self._jsonl.close()
     self._csv.close()
-    self._temporary.cleanup()
 
   def skip(self, file: ImageFile, error: UnreadableImage) -> None:
     """Notes a file that is no image."""

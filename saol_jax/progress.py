@@ -107,11 +107,12 @@ class Progress:
     if now - self._last > _SECONDS_BETWEEN_LINES or (at_end and self._last_line):
       self._last, rate = now, self._new / max(now - self._start, 1e-9)
       logger.info(
-        "%s: %d of %d images (%.0f %%), %.0f images/s, %s left",
+        "%s: %d of %d images (%.0f %%), %.*f images/s, %s left",
         self._what,
         self._done,
         self._total,
         100 * self._done / self._total,
+        0 if rate >= 10 else 1,
         rate,
         clock((self._total - self._done) / rate),
       )

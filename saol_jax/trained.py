@@ -175,12 +175,13 @@ def _from_export(folder: pathlib.Path, dtype: str | None) -> Trained:
     step, weights, fused = int(facts["step"]), str(facts["weights"]), bool(facts["fused_norms"])
   except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
     raise UserError(f"{path} is damaged ({error!r}); {mend}") from error
+  everywhere = replicated(data_mesh())
   try:
     model = _model(config, card, inference=True, fused=fused)
-    init = jax.jit(model.init, out_shardings=replicated(data_mesh()))
+    init = jax.jit(model.init, out_shardings=everywhere)
     like = dataclasses.asdict(init.eval_shape(jax.random.key(0)))
   except Exception as error:  # whatever a network that cannot be ends in
-    raise UserError(f"{path} describes no model that can be made: {error}") from error
+    raise UserError(f"{path} describes no model that can be made: {error}; {mend}") from error
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       variables = Variables(**checkpointer.restore((folder / "checkpoint").absolute(), like))

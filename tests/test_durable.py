@@ -3,7 +3,7 @@
 import os
 
 from saol_jax import durable
-from saol_jax.durable import write_text
+from saol_jax.durable import scratch_folder, write_text
 
 
 def test_text_is_on_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
@@ -33,3 +33,19 @@ def test_the_same_text_is_not_written_again(tmp_path):
 def test_names_that_are_not_utf_8_come_back_as_their_bytes(tmp_path):
   write_text(tmp_path / "MODEL_CARD.md", os.fsdecode(b"caf\xe9"))
   assert (tmp_path / "MODEL_CARD.md").read_bytes() == b"caf\xe9"
+
+
+def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path):
+  left, new, other = (tmp_path / name for name in (".x-left", ".x-new", ".y-left"))
+  for folder in (left, new, other):
+    (folder / "inside").mkdir(parents=True)
+  os.utime(left, (0, 0))
+  os.utime(other, (0, 0))
+  with scratch_folder(tmp_path, ".x-") as first:
+    assert not left.exists()
+    os.utime(first, (0, 0))
+    with scratch_folder(tmp_path, ".x-") as second:  # another process's would be the same
+      assert first.exists()
+      assert second != first
+    (first / "file").write_text("")
+  assert sorted(path.name for path in tmp_path.iterdir()) == [".x-new", ".y-left"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -293,22 +294,32 @@ def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
   with pytest.raises(ZeroDivisionError):
     export_command(run.folder)
   assert (exported / "model.json").read_bytes() == before
-  assert not list(exported.parent.glob(".export-*"))
+  assert not list(exported.parent.glob(".export-export-*"))
 
 
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not here"), KeyboardInterrupt()])
 def test_an_export_that_cannot_be_put_in_its_place_leaves_the_one_before(
-  exported, run, tmp_path, monkeypatch
+  exported, run, tmp_path, monkeypatch, error
 ):
   folder = shutil.copytree(exported, tmp_path / "export")
   rename = pathlib.Path.rename
 
   def refuse(self, target):
-    if self.name == "export" and ".export-" in str(self):
-      raise PermissionError(errno.EACCES, "not here")
+    if self.name == "export" and ".export-export-" in str(self):
+      raise error
     return rename(self, target)
 
   monkeypatch.setattr(pathlib.Path, "rename", refuse)
-  with pytest.raises(PermissionError):
+  with pytest.raises(type(error)):
     export_command(run.folder, folder)
   assert (folder / "model.json").read_bytes() == (exported / "model.json").read_bytes()
   assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_export_that_was_being_replaced_at_a_kill_is_put_back(exported, run, tmp_path):
+  left = tmp_path / ".export-export-killed"
+  shutil.copytree(exported, left / "before")
+  os.utime(left, (0, 0))
+  with pytest.raises(UserError, match="weights='none'"):
+    export_command(run.folder, tmp_path / "export", weights="none")
+  assert (tmp_path / "export" / "model.json").exists()

@@ -70,8 +70,8 @@ def test_progress_leaves_out_of_its_rate_what_had_to_wait_for_a_compilation(now,
   steps = (("skip", 10, 60.0), ("add", 10, 5.0), ("add", 10, 5.0), ("add", 10, 1.0))
   progress = Progress("predicted", 40)
   lines = lines_of(progress, now, caplog, *steps)
-  assert lines[0] == "predicted: 20 of 40 images (50 %), 2 images/s, 0:00:10 left"
-  assert lines[-1] == "predicted: 40 of 40 images (100 %), 3 images/s, 0:00:00 left"
+  assert lines[0] == "predicted: 20 of 40 images (50 %), 2.0 images/s, 0:00:10 left"
+  assert lines[-1] == "predicted: 40 of 40 images (100 %), 2.7 images/s, 0:00:00 left"
 
 
 def test_what_is_soon_done_may_say_nothing(now, caplog):

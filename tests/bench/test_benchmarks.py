@@ -1,5 +1,6 @@
 """The benchmarks, run as a user runs them, against counts by hand and recomputed ratios."""
 
+import importlib
 import json
 import math
 import shlex
@@ -27,8 +28,10 @@ from benchmarks import (
   step_torch,
   synthetic,
 )
+from benchmarks.command_line import parse_fields, set_fields
 from saol_jax import create_model
 from saol_jax.arithmetic import multiply_adds
+from saol_jax.config import default_config, resolve
 from saol_jax.data import ArraySource
 from saol_jax.data.source import DatasetInfo
 from saol_jax.errors import UserError
@@ -555,8 +558,9 @@ def test_a_session_on_an_accelerator_goes_on_with_what_is_missing(tmp_path, caps
   """With real measurements of tiny sizes, one of which cannot be, and one that has no time left."""
   heads = f"heads.py --networks resnet8:{PIXELS}:{CLASSES}"
   measurements = {
-    "heads": accelerator.Measurement(heads, 1),
-    "wrong": accelerator.Measurement("heads.py --networks=none", 1),
+    "heads": accelerator.Measurement(heads, 300),
+    "wrong": accelerator.Measurement("heads.py --networks=none", 300),
+    "slow": accelerator.Measurement(heads, 0.1),
     "long": accelerator.Measurement(heads, 1e6),
   }
   accelerator.measure(measurements, tmp_path, deadline=time.monotonic() + 1000)
@@ -564,6 +568,7 @@ def test_a_session_on_an_accelerator_goes_on_with_what_is_missing(tmp_path, caps
   assert outcomes["heads"] == "done"
   assert outcomes["wrong"].startswith("failed with code ")
   assert outcomes["wrong"].endswith("see wrong.txt")
+  assert outcomes["slow"] == "killed after 0 s, see slow.txt"
   assert outcomes["long"].startswith("not begun: ")
   assert json.loads((tmp_path / "heads.json").read_text())["networks"]
   before = (tmp_path / "heads.json").read_bytes()
@@ -572,7 +577,35 @@ def test_a_session_on_an_accelerator_goes_on_with_what_is_missing(tmp_path, caps
   assert (tmp_path / "heads.json").read_bytes() == before
 
 
-def test_the_measurements_of_an_accelerator_are_command_lines_that_exist():
-  for command, _ in accelerator.MEASUREMENTS.values():
-    code, printed = call(*shlex.split(command), "--help")
-    assert code == 0, printed
+@pytest.mark.parametrize("name", accelerator.MEASUREMENTS)
+def test_the_measurements_of_an_accelerator_are_command_lines_that_can_be(monkeypatch, name):
+  script, *arguments = shlex.split(accelerator.MEASUREMENTS[name].command)
+  module = importlib.import_module(f"benchmarks.{script.removesuffix('.py')}")
+  monkeypatch.setattr(sys, "argv", [script, *arguments, "--output=x.json"])
+  options = module.parse()
+  config = default_config()
+  set_fields(config, parse_fields(getattr(options, "set", [])))
+  resolve(config)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("deterministic=maybe", "--set deterministic=maybe; expected a value like False"),
+    ("batch_size=1.5", "--set batch_size=1.5; expected a value like 128"),
+    ("data.colour=1", "--set data.colour: no such field"),
+    ("paint.colour=1", "--set paint.colour: no such field"),
+  ],
+)
+def test_fields_that_cannot_be_set_are_named(text, message):
+  with pytest.raises(UserError, match=message):
+    set_fields(default_config(), parse_fields([text]))
+
+
+def test_fields_are_set_as_on_the_command_line_of_main():
+  config = default_config()
+  fields = ["deterministic=true", "data.mean=(0.5,0.4,0.3)", "model.name=resnet8", "batch_size=8"]
+  set_fields(config, parse_fields(fields))
+  assert config.deterministic is True
+  assert config.data.mean == (0.5, 0.4, 0.3)
+  assert (config.model.name, config.batch_size) == ("resnet8", 8)
