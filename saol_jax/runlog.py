@@ -7,6 +7,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,10 @@ class RunLog:
     if not is_main_process():
       return
     self._write_all()
-    self._tensorboard = _tensorboard_writer(workdir)
+    # Importing TensorFlow takes seconds, in which the first steps can be compiled and done.
+    opening = ThreadPoolExecutor(1, "tensorboard")
+    self._tensorboard = opening.submit(_tensorboard_writer, workdir)
+    opening.shutdown(wait=False)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends a line, which is on disk when this returns: before the checkpoint that follows.
@@ -123,7 +127,7 @@ class RunLog:
   def _showing(self) -> Iterator[Any]:
     """TensorBoard's writer, None without; given up if it fails, as `metrics.jsonl` has it all."""
     try:
-      yield self._tensorboard
+      yield self._tensorboard and self._tensorboard.result()
     except Exception as error:  # TensorFlow has its own
       logger.warning("No more TensorBoard events: %s", (str(error).splitlines() or [error])[0])
       self._tensorboard = None
@@ -157,11 +161,15 @@ def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
   return {record["step"]: record[name] for record in records if name in record}
 
 
-def _tensorboard_writer(workdir: pathlib.Path):
+def _tensorboard_writer(workdir: pathlib.Path) -> Any:
+  """The writer, or None where there cannot be one."""
   try:
     import_tensorflow()
     from clu import metric_writers
+
+    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
   except ImportError as error:
     logger.info("No TensorBoard events: %s is not installed", error.name)
-    return None
-  return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+  except Exception as error:  # TensorFlow has its own
+    logger.warning("No TensorBoard events: %s", (str(error).splitlines() or [error])[0])
+  return None

@@ -73,8 +73,7 @@ def train_and_evaluate(
     checkpoints = Checkpoints(workdir, scored, before_commit=lambda: run.put_back())
     stack.enter_context(contextlib.closing(checkpoints))
     state = _restore_or_init(experiment, checkpoints, stop)
-    log = stop.run(lambda: RunLog(workdir, int(state.step)))  # imports TensorFlow: takes seconds
-    stack.enter_context(contextlib.closing(log))
+    log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     scored.update(scores(log.records, experiment.score_name))
 
     _introduce(experiment, evaluation, state)

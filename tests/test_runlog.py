@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import Future
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_failing_tensorboard_is_given_up(log, tmp_path, caplog):
     def write_scalars(self, *_):
       raise RuntimeError("events cannot be written")
 
-  log._tensorboard = Broken()
+  log._tensorboard = Future()
+  log._tensorboard.set_result(Broken())
   log.write(12, {})
   log.write(16, {})
   assert caplog.text.count("No more TensorBoard events: events cannot be written") == 1
@@ -77,6 +79,15 @@ def test_failing_tensorboard_is_given_up(log, tmp_path, caplog):
     12,
     16,
   ]
+
+
+def test_tensorboard_that_cannot_be_opened_is_one_warning(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(runlog, "import_tensorflow", lambda: 1 / 0)
+  log = RunLog(tmp_path, 0)
+  log.write(4, {})
+  log.close()
+  assert caplog.text.count("No TensorBoard events: division by zero") == 1
+  assert read_records(tmp_path / "metrics.jsonl") == [{"step": 4}]
 
 
 def test_damaged_line_costs_no_other(tmp_path, caplog):
