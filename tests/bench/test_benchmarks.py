@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import pathlib
 import shlex
 import statistics
 import subprocess
@@ -583,9 +584,12 @@ def test_the_measurements_of_an_accelerator_are_command_lines_that_can_be(monkey
   module = importlib.import_module(f"benchmarks.{script.removesuffix('.py')}")
   monkeypatch.setattr(sys, "argv", [script, *arguments, "--output=x.json"])
   options = module.parse()
+  assert options.output == pathlib.Path("x.json")
+  fields = parse_fields(getattr(options, "set", []))
   config = default_config()
-  set_fields(config, parse_fields(getattr(options, "set", [])))
-  resolve(config)
+  set_fields(config, fields)
+  assert ("--set" in arguments) == bool(fields)
+  assert resolve(config) is not config  # what cannot be is refused
 
 
 @pytest.mark.parametrize(

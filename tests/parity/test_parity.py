@@ -30,7 +30,7 @@ from tests.parity import references  # noqa: E402
 timm = references.import_timm()
 
 
-def compare(backbone, module, names, *, height=75, width=101, logits=True):
+def assert_same(backbone, module, names, *, height=75, width=101, logits=True):
   """Maps and, where the classifiers read the same, logits."""
   x = images(height=height, width=width)
   module = references.randomise(module)
@@ -54,7 +54,7 @@ def test_resnet_of_transformers(bottleneck):
     layer_type="bottleneck" if bottleneck else "basic",
     num_labels=5,
   )
-  compare(
+  assert_same(
     functools.partial(ResNet, (2, 1, 1, 1), bottleneck=bottleneck, width=4),
     transformers.ResNetForImageClassification(config),
     [f"resnet.encoder.stages.{i}" for i in range(4)],
@@ -71,12 +71,12 @@ def test_resnet_of_transformers(bottleneck):
   ],
 )
 def test_resnet_of_timm(theirs, ours):
-  compare(ours, timm.create_model(theirs), [f"layer{i}" for i in range(1, 5)])
+  assert_same(ours, timm.create_model(theirs), [f"layer{i}" for i in range(1, 5)])
 
 
 def test_densenet_of_timm():
   names = [f"features.denseblock{i}" for i in (1, 2, 3)]
-  compare("densenet121", timm.create_model("densenet121"), [*names, "features.norm5"])
+  assert_same("densenet121", timm.create_model("densenet121"), [*names, "features.norm5"])
 
 
 def test_vgg_of_timm():
@@ -93,7 +93,7 @@ def test_mobilenet_of_transformers():
   # The config's own epsilon, 1e-3, and padding, at an odd size.
   module = transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config())
   names = [f"mobilenet_v2.{name}" for name in ("layer.1", "layer.4", "layer.11", "conv_1x1")]
-  compare("tf_mobilenet_v2", module, names)
+  assert_same("tf_mobilenet_v2", module, names)
 
 
 def test_efficientnet_of_transformers():
@@ -102,7 +102,7 @@ def test_efficientnet_of_transformers():
   )
   depths = np.cumsum([1, 1, 1, 2, 2, 2, 1])  # of the table's 1, 2, 2, 3, 3, 4, 1
   names = [f"efficientnet.encoder.blocks.{depths[row] - 1}" for row in (1, 2, 4)]
-  compare(
+  assert_same(
     functools.partial(_efficientnet, 0.5, 0.4, tensorflow=True),
     transformers.EfficientNetForImageClassification(config),
     [*names, "efficientnet.encoder.top_activation"],
@@ -121,10 +121,10 @@ def test_efficientnet_of_transformers():
   ],
 )
 def test_inverted_residuals_of_timm(theirs, ours):
-  compare(ours, timm.create_model(theirs), ["blocks.1", "blocks.2", "blocks.4", "bn2"])
+  assert_same(ours, timm.create_model(theirs), ["blocks.1", "blocks.2", "blocks.4", "bn2"])
 
 
-def compare_convnext(backbone, module, stages, norm):
+def assert_same_convnext(backbone, module, stages, norm):
   """Theirs normalises the pooled features: the last map is normalised here, by their statistics."""
   x = images(height=75, width=101)
   module = references.randomise(module)
@@ -144,7 +144,7 @@ def test_convnext_of_transformers():
   config = transformers.ConvNextConfig(
     hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 2, 1], layer_norm_eps=1e-6, num_labels=5
   )
-  compare_convnext(
+  assert_same_convnext(
     functools.partial(ConvNeXt, (1, 1, 2, 1), (8, 12, 16, 20)),
     transformers.ConvNextForImageClassification(config),
     [f"convnext.encoder.stages.{i}" for i in range(4)],
@@ -154,10 +154,10 @@ def test_convnext_of_transformers():
 
 def test_convnext_of_timm():
   module = timm.create_model("convnext_tiny")
-  compare_convnext("convnext_tiny", module, [f"stages.{i}" for i in range(4)], "head.norm")
+  assert_same_convnext("convnext_tiny", module, [f"stages.{i}" for i in range(4)], "head.norm")
 
 
-def compare_vit(backbone, module, names, *, height, width, patch_size, **options):
+def assert_same_vit(backbone, module, names, *, height, width, patch_size, **options):
   """Patch tokens as maps; theirs classifies the class token, ours does not."""
   x = images(height=height, width=width)
   module = references.randomise(module)
@@ -181,7 +181,7 @@ def test_vit_of_transformers_at_another_size():
     layer_norm_eps=1e-6,
     num_labels=5,
   )
-  compare_vit(
+  assert_same_vit(
     functools.partial(VisionTransformer, 24, 3, depth=4, patch_size=8, image_size=32),
     transformers.ViTForImageClassification(config),
     ["vit.layers.1", "vit.layers.2", "vit.layernorm"],
@@ -195,4 +195,4 @@ def test_vit_of_transformers_at_another_size():
 def test_vit_of_timm():
   names = ["blocks.9", "blocks.10", "norm"]
   module = timm.create_model("vit_small_patch16_224")
-  compare_vit("vit_small_16", module, names, height=224, width=224, patch_size=16)
+  assert_same_vit("vit_small_16", module, names, height=224, width=224, patch_size=16)
