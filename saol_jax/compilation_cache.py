@@ -7,13 +7,20 @@ import platform
 
 import jax
 
+# JAX keeps what took a second to compile: not the evaluation of a small network on a quick machine.
+_WORTH_KEEPING = 0.1  # seconds
+_MIN_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+
 
 def set_up() -> None:
   """Turns JAX's persistent compilation cache on, in the user's cache folder.
 
   It stays as it is where JAX was told already: a folder by `JAX_COMPILATION_CACHE_DIR`, or none by
-  `JAX_ENABLE_COMPILATION_CACHE=false`; and off where the folder cannot be made.
+  `JAX_ENABLE_COMPILATION_CACHE=false`; and off where the folder cannot be made. What took 0.1 s to
+  compile is kept, unless `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` says otherwise.
   """
+  if _MIN_SECONDS.upper() not in os.environ:
+    jax.config.update(_MIN_SECONDS, _WORTH_KEEPING)
   if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
     return
   try:

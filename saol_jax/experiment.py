@@ -46,7 +46,7 @@ class Experiment:
     model: as pure functions.
     heads: those that are trained, the main one first.
     num_train_steps: length of the run.
-    schedule: learning rate by step.
+    schedule: learning rate by step, jitted.
     multipliers: of it, by parameter.
     train_step, eval_step: jitted, see `train_step`.
   """
@@ -73,8 +73,9 @@ class Experiment:
       self.heads = ("saol", "gap") if "distillation" in loss_weights(config) else ("saol",)
     epochs_in_steps = round(config.num_epochs * len(self.train) / config.batch_size)
     self.num_train_steps = config.num_train_steps or max(epochs_in_steps, 1)
-    self.schedule = make_schedule(config.optimizer, self.num_train_steps)
-    optimizer = make_optimizer(config.optimizer, self.schedule)
+    schedule = make_schedule(config.optimizer, self.num_train_steps)
+    self.schedule = jax.jit(schedule)
+    optimizer = make_optimizer(config.optimizer, schedule)
     self.multipliers = Multipliers.parse(config.optimizer.multipliers)
     variables = jax.eval_shape(self.model.init, jax.random.key(0))
     self.multipliers.check(variables.params)

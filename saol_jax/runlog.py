@@ -7,15 +7,13 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
 from saol_jax.distributed import is_main_process
 from saol_jax.durable import flush_to_disk, is_at, write_text
 from saol_jax.errors import UserError
-from saol_jax.tensorflow_cpu import import_tensorflow
+from saol_jax.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +44,7 @@ class RunLog:
     if not is_main_process():
       return
     self._write_all()
-    # Importing TensorFlow takes seconds, in which the first steps can be compiled and done.
-    opening = ThreadPoolExecutor(1, "tensorboard")
-    self._tensorboard = opening.submit(_tensorboard_writer, workdir)
-    opening.shutdown(wait=False)
+    self._tensorboard = TensorBoard(workdir / "tensorboard")
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends a line, which is on disk when this returns: before the checkpoint that follows.
@@ -65,10 +60,8 @@ class RunLog:
         with self._writing():
           self._file.write(json.dumps(record) + "\n")
           flush_to_disk(self._file)
-    with self._showing() as tensorboard:
-      if tensorboard is not None:
-        tensorboard.write_scalars(step, dict(values))
-        tensorboard.flush()
+    if self._tensorboard is not None:
+      self._tensorboard.write_scalars(step, values)
 
   def put_back(self) -> None:
     """Writes all lines anew where the file has vanished or is another; in any thread.
@@ -86,17 +79,19 @@ class RunLog:
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Shows an image (H, W, 3) uint8 in TensorBoard; may be called from another thread."""
-    with self._showing() as tensorboard:
-      if tensorboard is not None:
-        tensorboard.write_images(step, {name: image[None]})
-        tensorboard.flush()
+    if self._tensorboard is not None:
+      self._tensorboard.write_image(step, name, image)
+
+  def wait(self) -> None:
+    """Waits until TensorBoard's events are on disk too."""
+    if self._tensorboard is not None:
+      self._tensorboard.wait()
 
   def close(self) -> None:
     """Closes the files; what could not be written has been said by `write`."""
     self._close_file()
-    with self._showing() as tensorboard:
-      if tensorboard is not None:
-        tensorboard.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
 
   def _write_all(self) -> None:
     """Writes all records to the file of that name, and opens it."""
@@ -122,15 +117,6 @@ class RunLog:
         "are as they were. Free some space or mend the folder, then run the same command again to "
         "go on."
       ) from error
-
-  @contextlib.contextmanager
-  def _showing(self) -> Iterator[Any]:
-    """TensorBoard's writer, None without; given up if it fails, as `metrics.jsonl` has it all."""
-    try:
-      yield self._tensorboard and self._tensorboard.result()
-    except Exception as error:  # TensorFlow has its own
-      logger.warning("No more TensorBoard events: %s", (str(error).splitlines() or [error])[0])
-      self._tensorboard = None
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, float]]:
@@ -159,17 +145,3 @@ def read_records(path: pathlib.Path) -> list[dict[str, float]]:
 def scores(records: list[dict[str, float]], name: str) -> dict[int, float]:
   """Value of `name` by step, where it was recorded."""
   return {record["step"]: record[name] for record in records if name in record}
-
-
-def _tensorboard_writer(workdir: pathlib.Path) -> Any:
-  """The writer, or None where there cannot be one."""
-  try:
-    import_tensorflow()
-    from clu import metric_writers
-
-    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
-  except ImportError as error:
-    logger.info("No TensorBoard events: %s is not installed", error.name)
-  except Exception as error:  # TensorFlow has its own
-    logger.warning("No TensorBoard events: %s", (str(error).splitlines() or [error])[0])
-  return None

@@ -87,6 +87,7 @@ def train_and_evaluate(
     state = run.to_the_end(state)
     run.save(state, for_good=True)
     if is_main_process():
+      log.wait()
       logger.info("%s", finish(experiment, state, evaluation, figures, log.records, workdir))
     return state
 

@@ -4,18 +4,20 @@ import errno
 import json
 import os
 import shutil
-from concurrent.futures import Future
 
 import pytest
 
-from saol_jax import runlog
+from saol_jax import runlog, tensorboard
 from saol_jax.errors import UserError
 from saol_jax.runlog import RunLog, read_records
 
 
 @pytest.fixture
 def log(tmp_path, monkeypatch):
-  monkeypatch.setattr(runlog, "_tensorboard_writer", lambda workdir: None)
+  def missing(_):
+    raise ImportError(name="tensorflow")
+
+  monkeypatch.setattr(tensorboard, "_open", missing)
   log = RunLog(tmp_path / "run", 0)
   for step in (4, 8):
     log.write(step, {"train/loss": 1 / step})
@@ -61,33 +63,6 @@ def test_file_system_without_fsync_is_no_fault(log, tmp_path, monkeypatch):
   monkeypatch.setattr(runlog.os, "fsync", unknown)
   log.write(12, {})
   assert read_records(tmp_path / "run" / "metrics.jsonl")[-1] == {"step": 12}
-
-
-def test_failing_tensorboard_is_given_up(log, tmp_path, caplog):
-  class Broken:
-    def write_scalars(self, *_):
-      raise RuntimeError("events cannot be written")
-
-  log._tensorboard = Future()
-  log._tensorboard.set_result(Broken())
-  log.write(12, {})
-  log.write(16, {})
-  assert caplog.text.count("No more TensorBoard events: events cannot be written") == 1
-  assert [record["step"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == [
-    4,
-    8,
-    12,
-    16,
-  ]
-
-
-def test_tensorboard_that_cannot_be_opened_is_one_warning(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(runlog, "import_tensorflow", lambda: 1 / 0)
-  log = RunLog(tmp_path, 0)
-  log.write(4, {})
-  log.close()
-  assert caplog.text.count("No TensorBoard events: division by zero") == 1
-  assert read_records(tmp_path / "metrics.jsonl") == [{"step": 4}]
 
 
 def test_damaged_line_costs_no_other(tmp_path, caplog):
