@@ -57,7 +57,7 @@ MEASUREMENTS = {
 
 def main() -> None:
   """Measures what is missing, as far as the time goes."""
-  parser = make_parser(__doc__)
+  parser = make_parser(__doc__, output=False)
   parser.add_argument("--time_limit", type=float, default=540.0, help="seconds for all")
   parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
   options = parser.parse_args()

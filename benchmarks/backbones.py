@@ -58,12 +58,11 @@ _HEADER = (
 def main() -> None:
   """Counts, and writes the JSON and the document."""
   options = _parse()
-  for path in (options.output, options.document):
-    record.check_output(path)
-  result = record.describe_run()
+  record.check_output(options.document)
+  output, result = record.begin(options.output, "backbones", anywhere=True)
   result["backbones"] = [dataclasses.asdict(describe(name)) for name in list_backbones()]
   options.document.write_text(document(result["backbones"]))
-  record.write(options.output, result)
+  record.write(output, result)
 
 
 def document(backbones: list[dict[str, Any]]) -> str:
@@ -84,7 +83,6 @@ def document(backbones: list[dict[str, Any]]) -> str:
 
 def _parse() -> argparse.Namespace:
   parser = make_parser(__doc__)
-  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "backbones.json")
   parser.add_argument("--document", type=pathlib.Path, default=DOCUMENT)
   return parser.parse_args()
 

@@ -29,9 +29,7 @@ from saol_jax.checkpoint import Checkpoints
 def main() -> None:
   """Saves and restores, prints a table, writes JSON."""
   options = _parse()
-  output = options.output or record.RESULTS / f"checkpoint_{options.backbone}.json"
-  record.check_output(output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, f"checkpoint_{options.backbone}")
   config = make_config(options, {"optimizer.ema_decay": options.ema_decay})
   experiment = SyntheticExperiment(config, synthetic_images(options))
   result |= measure(experiment, options.saves, options.folder)
@@ -76,7 +74,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--ema_decay", type=float, default=0.0, help="above 0: with moving average")
   parser.add_argument("--saves", type=positive(int), default=5, help="repetitions")
   parser.add_argument("--folder", type=pathlib.Path, help="of the disk to write to")
-  parser.add_argument("--output", type=pathlib.Path, help="default: checkpoint_BACKBONE.json")
   options = parser.parse_args()
   options.batch_size = 2
   return options

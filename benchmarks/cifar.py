@@ -113,7 +113,6 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--workdirs", type=pathlib.Path, help="default: runs/cifar100_BACKBONE")
   parser.add_argument("--time_limit", type=float, default=float("inf"), help="seconds")
   parser.add_argument("--jobs", type=int, default=1, help="runs that are trained at once")
-  parser.add_argument("--output", type=pathlib.Path, help="default: in benchmarks/results")
   options = parser.parse_args()
   options.workdirs = options.workdirs or record.ROOT / "runs" / f"cifar100_{options.backbone}"
   if options.jobs < 1:

@@ -38,7 +38,7 @@ ROWS = (
 
 def main() -> None:
   """Prints the table, writes the plot, perhaps rewrites README.md."""
-  parser = make_parser(__doc__)
+  parser = make_parser(__doc__, output=False)
   parser.add_argument("results", type=pathlib.Path)
   parser.add_argument("--readme", action="store_true")
   options = parser.parse_args()

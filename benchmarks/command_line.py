@@ -14,11 +14,19 @@ from benchmarks import record
 from saol_jax.errors import UserError
 
 
-def make_parser(doc: str) -> argparse.ArgumentParser:
-  """A parser that is described by a script's first line, and shows defaults."""
-  return argparse.ArgumentParser(
+def make_parser(doc: str, *, output: bool = True) -> argparse.ArgumentParser:
+  """A parser that is described by a script's first line, and shows defaults.
+
+  Args:
+    doc: of the script.
+    output: take `--output`, the file for its numbers, see `record.begin`.
+  """
+  parser = argparse.ArgumentParser(
     description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
   )
+  if output:
+    parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
+  return parser
 
 
 def add_sizes(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -37,11 +45,10 @@ def add_sizes(parser: argparse.ArgumentParser, **defaults: Any) -> None:
 
 
 def add_timing(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-  """Adds what is measured for how long, see `step.measure`, and where the numbers go."""
+  """Adds what is measured for how long, see `step.measure`."""
   parser.add_argument("--batch_size", type=positive(int), default=64, help="over all devices")
   parser.add_argument("--rounds", type=positive(int), default=rounds, help="turns of each")
   parser.add_argument("--seconds", type=positive(float), default=60.0, help="of measuring")
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
 
 
 def positive(kind: type) -> Callable[[str], Any]:

@@ -29,7 +29,6 @@ def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0])
   parser.add_argument("--steps", type=int, help="other than the recipe's, for a quick look")
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   options = parser.parse_args()
   output, described = record.begin(options.output, "demo", apart=True)
 

@@ -95,7 +95,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--config", default="configs/digits_saol.py", help="of main.py")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config")
   parser.add_argument("--steps", type=positive(int), default=300, help="of each")
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   return parser.parse_args()
 
 

@@ -50,7 +50,6 @@ def parse() -> argparse.Namespace:
   parser.add_argument("--faults", type=int, default=45, help="how many")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config")
   return parser.parse_args()
 

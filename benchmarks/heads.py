@@ -69,14 +69,13 @@ _HEADER = (
 def main() -> None:
   """Counts, prints the table and writes the JSON."""
   options = _parse()
-  record.check_output(options.output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, "heads", anywhere=True)
   result["settings"] = {"networks": options.networks, "compile": options.compile}
   result["networks"] = [
     count_network(*_split(network), compiled=options.compile) for network in options.networks
   ]
   print(table(result["networks"]))
-  record.write(options.output, result)
+  record.write(output, result)
 
 
 def count_network(
@@ -201,7 +200,6 @@ def _parse() -> argparse.Namespace:
     help=f"default: {' '.join(NETWORKS)}",
   )
   parser.add_argument("--compile", action="store_true", help="XLA's count after compilation")
-  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "heads.json")
   return parser.parse_args()
 
 

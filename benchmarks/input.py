@@ -32,13 +32,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks import input_pipelines as pipelines
 from benchmarks import miniature, record
+from benchmarks.command_line import make_parser, positive
 from saol_jax.data import Geometry, Reading, load_source
 from saol_jax.data.loader import Loader, prefetch
 from saol_jax.data.resize import resize
@@ -53,50 +56,47 @@ _IMAGENET = 1_281_167  # training images
 
 def main() -> None:
   """Prepares the photographs, measures, prints tables, writes JSON and a plot."""
-  options = _parse_arguments()
+  options = _parse()
   import_tensorflow()  # before TFDS does, whose notes on speed would be printed
-  facts = record.describe_run()
-  record.check_output(options.output)
+  output, result = record.begin(options.output, "input")
   photos = [path.read_bytes() for path in sorted(options.photos.iterdir()) if path.is_file()]
   if not photos:
     raise UserError(f"--photos={options.photos} holds no file; expected a folder of photographs")
-  with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    images = (photos * (options.images // len(photos) + 1))[: options.images]
-    train = {wnid: images[i :: len(WNIDS)] for i, wnid in enumerate(WNIDS)}
-    start = time.perf_counter()
-    miniature.prepare_imagenet(root / "full", train, photos[:2])
-    prepared = time.perf_counter()
-    name = resize("imagenet2012", str(root / "full"), str(root / "small"), short_side=256)
-    resized = time.perf_counter()
-    preparation = {
-      "prepare_images_per_second": options.images / (prepared - start),
-      "resize_images_per_second": options.images / (resized - prepared),
-      "prepared_bytes_per_image": _size(root / "full" / "imagenet2012") / options.images,
-      "resized_bytes_per_image": _size(root / "small") / options.images,
-    }
-    sources = {"ours": ("imagenet2012", root / "full"), "ours, resized": (name, root / "small")}
-    makers: dict[str, Callable[[], Iterator]] = {
-      label: _ours(*where, options.batch_size) for label, where in sources.items()
-    }
-    makers[REFERENCE] = _flax(images, options.batch_size)
-    makers["pillow"] = _pillow(images, options.batch_size)
-    rates, per_core = _measure(makers, options)
-    far = _far_start(root / "full", options.batch_size)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as process:
-      memory = process.submit(_memory, root / "full", options).result()
-
-  ratios = {
-    label: [mine / reference for mine, reference in zip(each, per_core[REFERENCE], strict=True)]
-    for label, each in per_core.items()
-  }
-  result = facts | {
+  result |= {
     "photos": len(photos),
     "images": options.images,
     "median_bytes": statistics.median(map(len, photos)),
     "batch_size": options.batch_size,
     "size": SIZE,
+  }
+  images = (photos * (options.images // len(photos) + 1))[: options.images]
+  with tempfile.TemporaryDirectory() as folder:
+    result |= _measure_all(images, pathlib.Path(folder), options)
+  record.write(output, result)
+  _draw_memory(output.with_suffix(".png"), result["memory_mib"])
+  print(_report(result))
+
+
+def _measure_all(
+  images: list[bytes], root: pathlib.Path, options: argparse.Namespace
+) -> dict[str, Any]:
+  """All numbers, for JSON; the data sets are prepared in an empty folder."""
+  preparation, full, resized = _prepare(images, root)
+  makers: dict[str, Callable[[], Iterator]] = {
+    "ours": pipelines.ours(_loader(*full, options.batch_size)),
+    "ours, resized": pipelines.ours(_loader(*resized, options.batch_size)),
+    REFERENCE: pipelines.flax(images, options.batch_size, SIZE),
+    "pillow": pipelines.pillow(images, options.batch_size, SIZE),
+  }
+  rates, per_core = _measure_rates(makers, options)
+  ratios = {
+    label: [mine / reference for mine, reference in zip(each, per_core[REFERENCE], strict=True)]
+    for label, each in per_core.items()
+  }
+  first_batch = _far_start(*full, options.batch_size)
+  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    memory = process.submit(_memory, *full, options).result()
+  return {
     "preparation": preparation,
     "images_per_second": rates,
     "images_per_second_per_core": per_core,
@@ -104,47 +104,60 @@ def main() -> None:
       label: {"median": statistics.median(x), "min": min(x), "max": max(x)}
       for label, x in ratios.items()
     },
-    "first_batch_seconds": far,
+    "first_batch_seconds": first_batch,
     "memory_mib": memory,
   }
-  record.write(options.output, result)
-  _draw_memory(options.output.with_suffix(".png"), memory)
-  rows = [
-    [
-      label,
-      f"{statistics.median(each):.0f}",
-      f"{statistics.median(per_core[label]):.0f}",
-      f"{statistics.median(ratios[label]):.2f}",
-      f"{min(ratios[label]):.2f} .. {max(ratios[label]):.2f}",
-    ]
-    for label, each in rates.items()
-  ]
-  header = ["pipeline", "images/s", "per core", "ratio per core", "lowest .. highest round"]
-  print(f"\n{record.markdown(header, rows, text_columns=1)}")
-  print("\n" + ", ".join(f"{name} {value:.0f}" for name, value in preparation.items()))
-  print(
-    f"\nFirst batch: {1e3 * far['step_0']:.0f} ms at step 0, {1e3 * far['step_10000000']:.0f} ms "
-    f"at step 10,000,000. Memory: {memory['after_epoch'][0]:.0f} MiB after the first epoch, "
-    f"{memory['after_epoch'][-1]:.0f} MiB after epoch {len(memory['after_epoch'])}."
+
+
+def _prepare(
+  images: list[bytes], root: pathlib.Path
+) -> tuple[dict[str, float], tuple[str, pathlib.Path], tuple[str, pathlib.Path]]:
+  """Speed and size of the preparation; names and folders of what it made, full size and resized."""
+  train = {wnid: images[i :: len(WNIDS)] for i, wnid in enumerate(WNIDS)}
+  start = time.perf_counter()
+  miniature.prepare_imagenet(root / "full", train, images[:2])
+  prepared = time.perf_counter()
+  name = resize("imagenet2012", str(root / "full"), str(root / "small"), short_side=256)
+  resized = time.perf_counter()
+  facts = {
+    "prepare_images_per_second": len(images) / (prepared - start),
+    "resize_images_per_second": len(images) / (resized - prepared),
+    "prepared_bytes_per_image": _size(root / "full" / "imagenet2012") / len(images),
+    "resized_bytes_per_image": _size(root / "small") / len(images),
+  }
+  return facts, ("imagenet2012", root / "full"), (name, root / "small")
+
+
+def _report(result: dict[str, Any]) -> str:
+  """What is printed in the end."""
+  rates, per_core = result["images_per_second"], result["images_per_second_per_core"]
+  rows = []
+  for label, each in rates.items():
+    ratio = result[f"ratio_to_{REFERENCE}"][label]
+    medians = (f"{statistics.median(values):.0f}" for values in (each, per_core[label]))
+    spread = f"{ratio['min']:.2f} .. {ratio['max']:.2f}"
+    rows.append((label, *medians, f"{ratio['median']:.2f}", spread))
+  header = ("pipeline", "images/s", "per core", "ratio per core", "lowest .. highest round")
+  first, after_epoch = result["first_batch_seconds"], result["memory_mib"]["after_epoch"]
+  return "\n\n".join(
+    (
+      "\n" + record.markdown(header, rows, text_columns=1),
+      ", ".join(f"{name} {value:.0f}" for name, value in result["preparation"].items()),
+      f"First batch: {1e3 * first['step_0']:.0f} ms at step 0, "
+      f"{1e3 * first['step_10000000']:.0f} ms at step 10,000,000. Memory: {after_epoch[0]:.0f} MiB "
+      f"after the first epoch, {after_epoch[-1]:.0f} MiB after epoch {len(after_epoch)}.",
+    )
   )
 
 
-def _parse_arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def _parse() -> argparse.Namespace:
+  parser = make_parser(__doc__)
   parser.add_argument("--photos", type=pathlib.Path, required=True, help="folder of JPEG files")
-  parser.add_argument("--images", type=int, default=2560, help="after repetition (default: 2560)")
-  parser.add_argument("--batch_size", type=int, default=128)
-  parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--epochs", type=int, default=5, help="of the look at memory")
-  parser.add_argument(
-    "--output", type=pathlib.Path, default=record.RESULTS / "input_cpu.json", help="result file"
-  )
+  parser.add_argument("--images", type=positive(int), default=2560, help="after repetition")
+  parser.add_argument("--batch_size", type=positive(int), default=128, help="of all pipelines")
+  parser.add_argument("--rounds", type=positive(int), default=7, help="turns of each")
+  parser.add_argument("--epochs", type=positive(int), default=5, help="of the look at memory")
   options = parser.parse_args()
-  for name in ("images", "batch_size", "rounds", "epochs"):
-    if getattr(options, name) < 1:
-      raise UserError(f"--{name}={getattr(options, name)}; expected 1 or more")
   if options.images < options.batch_size:
     raise UserError(f"--images={options.images} is less than --batch_size={options.batch_size}")
   return options
@@ -160,68 +173,7 @@ def _loader(name: str, root: pathlib.Path, batch_size: int) -> Loader:
   return Loader(load_source(name, "train", data_dir=str(root), reading=reading), batch_size, seed=0)
 
 
-def _ours(name: str, root: pathlib.Path, batch_size: int) -> Callable[[], Iterator]:
-  loader = _loader(name, root, batch_size)
-  return lambda: prefetch(loader.__getitem__, range(10**9))
-
-
-def _flax(images: list[bytes], batch_size: int) -> Callable[[], Iterator]:
-  """The training part of Flax's ImageNet example, on records in memory."""
-  tf = import_tensorflow()
-  mean = tf.constant([0.485 * 255, 0.456 * 255, 0.406 * 255], shape=[1, 1, 3])
-  std = tf.constant([0.229 * 255, 0.224 * 255, 0.225 * 255], shape=[1, 1, 3])
-
-  def preprocess(encoded):
-    shape = tf.io.extract_jpeg_shape(encoded)
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
-      shape,
-      bounding_boxes=tf.constant([0.0, 0.0, 1.0, 1.0], shape=[1, 1, 4]),
-      min_object_covered=0.1,
-      aspect_ratio_range=(3 / 4, 4 / 3),
-      area_range=(0.08, 1.0),
-      max_attempts=10,
-      use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.concat([begin[:2], size[:2]], 0)
-    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-    image = tf.image.resize([image], [SIZE, SIZE], method="bicubic")[0]
-    image = tf.image.random_flip_left_right(tf.reshape(image, [SIZE, SIZE, 3]))
-    return (image - mean) / std
-
-  dataset = tf.data.Dataset.from_tensor_slices(images).repeat().shuffle(16 * batch_size, seed=0)
-  dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
-  return lambda: (batch.numpy() for batch in dataset)
-
-
-def _pillow(images: list[bytes], batch_size: int) -> Callable[[], Iterator]:
-  """Decode, crop, resize by Pillow, in threads."""
-  import io
-  import os
-
-  from PIL import Image
-
-  def one(index: int) -> np.ndarray:
-    rng = np.random.default_rng(index)
-    with Image.open(io.BytesIO(images[index % len(images)])) as image:
-      side = np.sqrt(rng.uniform(0.08, 1.0) * image.width * image.height)
-      aspect = np.exp(rng.uniform(np.log(3 / 4) / 2, np.log(4 / 3) / 2))
-      width, height = min(image.width, side * aspect), min(image.height, side / aspect)
-      x, y = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-      crop = image.convert("RGB").resize(
-        (SIZE, SIZE), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)
-      )
-    return np.asarray(crop)
-
-  def batches() -> Iterator[np.ndarray]:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-      for start in range(0, 10**9, batch_size):
-        yield np.stack(list(threads.map(one, range(start, start + batch_size))))
-
-  return batches
-
-
-def _measure(
+def _measure_rates(
   makers: dict[str, Callable[[], Iterator]], options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
   """Images of each pipeline, by round: in a second, and in a second of CPU time."""
@@ -259,10 +211,10 @@ class _Large:
     return self._source.sample(indices % len(self._source), seed, place)
 
 
-def _far_start(root: pathlib.Path, batch_size: int) -> dict[str, float]:
+def _far_start(name: str, root: pathlib.Path, batch_size: int) -> dict[str, float]:
   """Seconds to the first batch of a fresh loader, at two steps; the median of five."""
   reading = Reading(geometry=Geometry(SIZE))
-  source = _Large(load_source("imagenet2012", "train", data_dir=str(root), reading=reading))
+  source = _Large(load_source(name, "train", data_dir=str(root), reading=reading))
   seconds = {}
   source.sample(np.arange(batch_size), 0, 0)
   for step in (0, 10_000_000):
@@ -275,13 +227,13 @@ def _far_start(root: pathlib.Path, batch_size: int) -> dict[str, float]:
   return seconds
 
 
-def _memory(root: pathlib.Path, options: argparse.Namespace) -> dict[str, list[float]]:
+def _memory(name: str, root: pathlib.Path, options: argparse.Namespace) -> dict[str, list[float]]:
   """The process's resident memory while the loader goes through several epochs, in MiB.
 
   `by_batch` includes what the C library keeps of freed memory. `after_epoch` is taken once that is
   given back: what grows there is a leak.
   """
-  loader = _loader("imagenet2012", root, options.batch_size)
+  loader = _loader(name, root, options.batch_size)
   per_epoch = options.images // options.batch_size
   samples, after_epoch = [], []
   give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc has it

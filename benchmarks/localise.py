@@ -42,15 +42,13 @@ def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
   parser.add_argument("--maps", default="", help="with commas between; default: all of one pass")
-  parser.add_argument("--output", type=pathlib.Path, default=record.RESULTS / "localise.json")
   options = parser.parse_args()
-  record.check_output(options.output)
-  result = record.describe_run()
+  output, result = record.begin(options.output, "localise")
   result["runs"] = [score(workdir, options.maps) for workdir in options.runs]
   for run in result["runs"]:
     run["variant"] = variant(run["config"], result["runs"][0]["config"])
   print(table(result["runs"]))
-  record.write(options.output, result)
+  record.write(output, result)
 
 
 def score(workdir: pathlib.Path, maps: str) -> dict[str, Any]:

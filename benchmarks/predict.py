@@ -130,7 +130,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--width", type=positive(int), help="of SAOL; default: the recipe's")
   parser.add_argument("--batch_size", type=positive(int), default=64, help="images")
   parser.add_argument("--rounds", type=positive(int), default=30, help="turns of each")
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   return parser.parse_args()
 
 

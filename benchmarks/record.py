@@ -74,7 +74,7 @@ def describe_run_apart() -> dict[str, object]:
 
 
 def begin(
-  output: pathlib.Path | None, name: str, *, apart: bool = False
+  output: pathlib.Path | None, name: str, *, apart: bool = False, anywhere: bool = False
 ) -> tuple[pathlib.Path, dict[str, object]]:
   """Where a run's numbers go, and where they come from.
 
@@ -83,13 +83,14 @@ def begin(
       step_resnet50_nvidia_h100_80gb_hbm3.json.
     name: of the benchmark and what it measures.
     apart: leave the device to others, see `describe_run_apart`.
+    anywhere: the numbers are the same on all devices, and the file is NAME.json.
 
   Raises:
     UserError: nothing can be written there.
   """
   described = describe_run_apart() if apart else describe_run()
   kind = re.sub("[^a-z0-9]+", "_", described["device"]["kind"].lower()).strip("_")
-  output = output or RESULTS / f"{name}_{kind}.json"
+  output = output or RESULTS / (f"{name}.json" if anywhere else f"{name}_{kind}.json")
   check_output(output)
   return output, described
 

@@ -46,9 +46,8 @@ def main() -> None:
   """Compiles for each number of devices, prints a table, writes JSON."""
   options = _parse()
   targets.prepare(options.target, max(options.devices))
-  output = options.output or record.RESULTS / f"scaling_{options.backbone}_{options.target}.json"
-  record.check_output(output)
-  result = record.describe_run()
+  name = f"scaling_{options.backbone}_{options.target}"
+  output, result = record.begin(options.output, name, anywhere=True)
   programs = []
   for devices in options.devices:
     for variant in options.variants:
@@ -160,7 +159,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--per_device", type=positive(int), default=32, help="images a device")
   parser.add_argument("--norm_group", type=int, default=32, help="0: the whole batch")
   parser.add_argument("--deterministic", action="store_true", help="changes GPUs alone")
-  parser.add_argument("--output", type=pathlib.Path, help="default: scaling_BACKBONE_TARGET.json")
   options = parser.parse_args()
   options.batch_size = 2  # of the images in memory, which are never read
   return options

@@ -90,7 +90,7 @@ def main() -> None:
       "scaling_wrn_40_2_tpu",
       "scaling_resnet50_cuda",
       "memory_resnet50_cuda",
-      "checkpoint_resnet50",
+      "checkpoint_resnet50_cpu",
       "input_cpu",
     )
   }
@@ -102,7 +102,7 @@ def document(results: dict[str, Any]) -> str:
   """The whole text."""
   programs = results["scaling_resnet50_cuda"]["programs"]
   size = programs[0]["collectives"]["all-reduce"]["bytes"]
-  checkpoint, pipeline = results["checkpoint_resnet50"], results["input_cpu"]
+  checkpoint, pipeline = results["checkpoint_resnet50_cpu"], results["input_cpu"]
   return TEMPLATE.read_text().format(
     collectives=_collectives(results),
     memory=_memory(results["memory_resnet50_cuda"]["programs"]),

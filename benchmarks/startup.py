@@ -79,7 +79,6 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--config", default="configs/digits_saol.py", help="of main.py")
   parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="config fields")
   parser.add_argument("--rounds", type=positive(int), default=2, help="pairs of starts")
-  parser.add_argument("--output", type=pathlib.Path, help="default: a name in benchmarks/results")
   return parser.parse_args()
 
 

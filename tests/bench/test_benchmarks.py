@@ -524,7 +524,6 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path):
     (step, ["--output={folder}"], "--output="),
     (step, ["--output={folder}/file/step.json"], "--output="),
     (input, ["--photos=.", "--images=4", "--batch_size=8"], "--batch_size=8"),
-    (input, ["--photos=.", "--rounds=0"], "--rounds=0"),
     (heads, ["--networks", "resnet18:224"], "'resnet18:224'"),
     (heads, ["--networks", "resnet18:0:10"], "'resnet18:0:10'"),
   ],
