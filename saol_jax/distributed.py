@@ -47,6 +47,8 @@ def join_processes(
     )
   if missing and not _on_tpu() and _launcher() is None:
     return
+  # Or JAX would take SIGTERM for itself. Stopping is ours, see `stopping`.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS

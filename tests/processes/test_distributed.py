@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -24,10 +25,14 @@ CHANGES |= {"checkpoint_every_steps": 10, "figures": False}
 CHANGES |= {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-5}
 
 
-def start_both(workdir, *more, unable=None, **changes) -> list[subprocess.Popen]:
+def free_port() -> int:
   with socket.socket() as free:
     free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+    return free.getsockname()[1]
+
+
+def start_both(workdir, *more, unable=None, **changes) -> list[subprocess.Popen]:
+  port = free_port()
   commands = [
     command(
       workdir,
@@ -213,6 +218,29 @@ def test_broken_images_are_replaced_and_counted_once_whoever_meets_them(tmp_path
 def test_flags_go_together():
   with pytest.raises(UserError, match="--process_id missing"):
     join_processes("localhost:1", 2, None)
+
+
+JOINED = """
+import sys, time
+from saol_jax.distributed import join_processes
+join_processes(f"localhost:{sys.argv[1]}", 1, 0)
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def test_sigterm_ends_what_does_not_ask_to_be_stopped():
+  """An evaluation, say. JAX's preemption service would take the signal and do nothing."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", JOINED, str(free_port())],
+    env=environment(1),
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "joined\n"
+  process.terminate()
+  process.communicate(timeout=30)
+  assert process.returncode == -signal.SIGTERM
 
 
 def test_alone_nothing_is_joined(monkeypatch):
