@@ -1,11 +1,9 @@
-"""Every field that a config has, its meaning, and the checks that need no data."""
-
-import math
+"""Every field that a config has, and its meaning."""
 
 import jax
 import ml_collections
 
-from saol_jax.errors import UserError
+from saol_jax.config_checks import check_each, check_together
 
 # Fields that change how a run is watched or where its data lies, but not what it computes: a
 # stopped run may go on with other values of these.
@@ -25,45 +23,6 @@ WATCHING = (
   "localize.threshold_split",
   "localize.num_threshold_images",
   "localize.maps",
-)
-
-_AT_LEAST_ONE = (
-  "batch_size",
-  "eval_batch_size",
-  "log_every_steps",
-  "eval_every_steps",
-  "checkpoint_every_steps",
-  "model.width",
-  "loss.consistency_every",
-  "optimizer.accumulate",
-)
-_AT_LEAST_ZERO = (
-  "num_train_steps",
-  "model.norm_group",
-  "data.crop_padding",
-  "data.brightness",
-  "data.contrast",
-  "data.saturation",
-  "data.lighting",
-  "data.randaugment_layers",
-  "data.image_size",
-  "data.threads",
-  "loss.mask_weight",
-  "loss.consistency_weight",
-  "loss.distillation_weight",
-  "loss.distillation_beta",
-  "loss.concentration_weight",
-  "optimizer.weight_decay",
-  "optimizer.clip_norm",
-  "localize.num_threshold_images",
-)
-_SHARES = (
-  "model.dropout",
-  "loss.label_smoothing",
-  "data.validation",
-  "optimizer.momentum",
-  "optimizer.warmup_share",
-  "optimizer.ema_decay",
 )
 
 
@@ -177,70 +136,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     UserError: names the first bad field.
   """
   config = config.copy_and_resolve_references()
-  model, loss, cutmix, optimizer = config.model, config.loss, config.cutmix, config.optimizer
   if config.dtype == "auto":
     config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-  for name, value in _flat(config).items():
-    if isinstance(value, list) and not all(isinstance(x, int | float) for x in value):
-      raise UserError(f"{name}={tuple(value)}; expected numbers with commas between")
-  _one_of("dtype", config.dtype, ("float32", "bfloat16", "auto"))
-  _one_of("evaluate.checkpoint", config.evaluate.checkpoint, ("latest", "best"))
-  _one_of("evaluate.split", config.evaluate.split, ("auto", "validation", "test"))
-  splits = ("train", "validation", "test")
-  _one_of("localize.split", config.localize.split, splits)
-  _one_of("localize.threshold_split", config.localize.threshold_split, ("auto", *splits))
-  _one_of("data.bad_in_evaluation", config.data.bad_in_evaluation, ("fail", "count"))
-  for name in _AT_LEAST_ONE:
-    _at_least(name, _get(config, name), 1)
-  for name in _AT_LEAST_ZERO:
-    _at_least(name, _get(config, name), 0)
-  if not 0 <= config.seed < 2**32:  # JAX's keys drop higher bits in silence
-    raise UserError(f"seed={config.seed}; expected 0 to {2**32 - 1}")
-  for name in _SHARES:
-    _below_one(name, _get(config, name))
-  for name in ("model.kernel_size", "model.lateral_kernel_size"):
-    if _get(config, name) < 1 or _get(config, name) % 2 == 0:
-      raise UserError(f"{name}={_get(config, name)}; expected an odd number, such as 1 or 3")
-  for name in ("cutmix.prob", "mixup.prob", "data.erasing"):
-    if not 0 <= _get(config, name) <= 1:
-      raise UserError(f"{name}={_get(config, name)}; expected a probability from 0 to 1")
-  if not 0 <= config.data.randaugment_magnitude <= 10:
-    raise UserError(
-      f"data.randaugment_magnitude={config.data.randaugment_magnitude}; expected 0 to 10"
-    )
-  for name in ("cutmix.alpha", "mixup.alpha", "optimizer.learning_rate", "optimizer.decay_factor"):
-    if not _get(config, name) > 0:
-      raise UserError(f"{name}={_get(config, name)}; expected a positive number")
-  for name in ("data.eval_crop", "data.max_bad_fraction"):
-    if not 0 <= _get(config, name) <= 1:
-      raise UserError(f"{name}={_get(config, name)}; expected a share from 0 to 1")
-  _check_crop(config.data)
-  for name in ("data.mean", "data.std"):
-    _check_channels(name, _get(config, name))
-  if not config.num_train_steps and config.num_epochs <= 0:
-    raise UserError(
-      f"num_epochs={config.num_epochs} and num_train_steps={config.num_train_steps}; "
-      "expected one of them to be positive"
-    )
-  if model.head == "saol" and cutmix.prob == 0 and (loss.mask_weight or loss.consistency_weight):
-    raise UserError(
-      "cutmix.prob=0 leaves nothing for L_SS1 and L_SS2 to learn from; set it higher, or use "
-      "--config.loss.mask_weight=0 --config.loss.consistency_weight=0"
-    )
-  milestones = tuple(optimizer.milestones)
-  if any(not 0 < share < 1 for share in milestones) or list(milestones) != sorted(set(milestones)):
-    raise UserError(
-      f"optimizer.milestones={milestones}; expected rising shares of the run between 0 and 1"
-    )
-  if optimizer.schedule == "step" and min(milestones, default=1) < optimizer.warmup_share:
-    raise UserError(
-      f"optimizer.milestones={milestones} begin before optimizer.warmup_share="
-      f"{optimizer.warmup_share} of the run is over; lower that, or move the milestones"
-    )
-  for name, value in _flat(config).items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise UserError(f"{name}={value}; expected a finite number")
+  check_each(flat(config))
+  check_together(config)
   return config
 
 
@@ -252,8 +151,8 @@ def differences(
   A field that one of them does not know has its default there: new fields start with a default
   that leaves runs as they were, so that a run goes on under a newer version.
   """
-  defaults = _flat(default_config())
-  old, new = defaults | _flat(old), defaults | _flat(new)
+  defaults = flat(default_config())
+  old, new = defaults | flat(old), defaults | flat(new)
   return {
     name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
     for name in sorted(old.keys() | new.keys())
@@ -261,49 +160,12 @@ def differences(
   }
 
 
-def _flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+  """Fields by their full names, such as `model.name`; tuples as lists, as JSON has them."""
   fields = {}
   for name, value in config.items():
     if isinstance(value, ml_collections.ConfigDict):
-      fields |= _flat(value, f"{prefix}{name}.")
+      fields |= flat(value, f"{prefix}{name}.")
     else:
       fields[prefix + name] = list(value) if isinstance(value, tuple) else value
   return fields
-
-
-def _get(config: ml_collections.ConfigDict, name: str) -> float:
-  for part in name.split("."):
-    config = config[part]
-  return config
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise UserError(f"{name}={value!r} is unknown; expected one of {', '.join(known)}")
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-  if not value >= least:
-    raise UserError(f"{name}={value}; expected {least} or more")
-
-
-def _check_crop(data: ml_collections.ConfigDict) -> None:
-  for name, most in (("crop_area", 1), ("crop_aspect", float("inf"))):
-    value = tuple(data[name])
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
-      raise UserError(
-        f"data.{name}={value}; expected two numbers, the lower first, above 0"
-        + (f" and at most {most}" if most == 1 else "")
-      )
-
-
-def _check_channels(name: str, value: tuple[float, ...]) -> None:
-  if len(value) not in (0, 3) or not all(0 < x <= 1 for x in value):
-    raise UserError(
-      f"{name}={tuple(value)}; expected three numbers above 0 and at most 1 (shares of 255), or ()"
-    )
-
-
-def _below_one(name: str, value: float) -> None:
-  if not 0 <= value < 1:
-    raise UserError(f"{name}={value}; expected a number from 0 to below 1")
