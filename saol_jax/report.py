@@ -85,13 +85,15 @@ def draw_predictions(
       if localization.has_area(box):
         inside = np.clip(box * scale, 0, panel * 2)
         draw_box(sheet.axes, inside + np.tile(corner, 2), colour, dashed=dashed)
-    words = functools.partial(draw_text, sheet.axes, corner[1], room=sheet.strip)
-    mark, colour = ("✓", _RIGHT) if right[index] else ("✗", _WRONG)
-    name = f"{mark} {class_names[predicted[index]]}"
-    share = f"  {100 * float(probabilities[index]):.1f} %"
-    words(corner[0] - 23, name, 13, colour, end=share, weight="bold")
-    overlap = f"   IoU {iou[index]:.2f}" if has_box[index] else ""
-    words(corner[0] - 7, f"true: {class_names[labels[index]]}", 12, GREY, end=overlap)
+    _write_answer(
+      sheet,
+      corner,
+      predicted=class_names[predicted[index]],
+      true=class_names[labels[index]],
+      right=right[index],
+      probability=float(probabilities[index]),
+      iou=iou[index] if has_box[index] else None,
+    )
   for places in sheet.places[: sheet.columns]:
     for (y, x), name in zip(places[1:], ("attention", "class map"), strict=True):
       draw_text(sheet.axes, x + 5, y + panel[0] - 6, name, 11, "white", outline=True)
@@ -102,6 +104,25 @@ def draw_predictions(
   sheet.write_heading(title, facts)
   _legend(sheet.axes, sheet.width - MARGIN, FACTS, with_true=bool(has_box.any()))
   save(sheet.canvas, path)
+
+
+def _write_answer(
+  sheet: Sheet,
+  corner: tuple[float, float],
+  *,
+  predicted: str,
+  true: str,
+  right: bool,
+  probability: float,
+  iou: float | None,
+) -> None:
+  """Writes the two lines above an example, whose corner is (y, x)."""
+  y, x = corner
+  words = functools.partial(draw_text, sheet.axes, x, room=sheet.strip)
+  mark, colour = ("✓", _RIGHT) if right else ("✗", _WRONG)
+  share = f"  {100 * probability:.1f} %"
+  words(y - 23, f"{mark} {predicted}", 13, colour, end=share, weight="bold")
+  words(y - 7, f"true: {true}", 12, GREY, end="" if iou is None else f"   IoU {iou:.2f}")
 
 
 def _panels(
