@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import jax
@@ -44,6 +44,13 @@ def tiny_config(argument: str = "", **changes) -> ml_collections.ConfigDict:
   fields = TINY | {name.replace("__", "."): value for name, value in changes.items()}
   config.update_from_flattened_dict(fields)
   return config
+
+
+def empty_files(root: pathlib.Path, names: Sequence[str]) -> None:
+  """Makes files of these names, and the folders that they need."""
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
 
 
 def write_run(folder, steps=(3,), **changes) -> SimpleNamespace:
