@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from jax import export as jax_export
 
+from saol_jax import export
 from saol_jax.errors import UserError
 from saol_jax.export import export_command
 from saol_jax.export_card import _localization, _plain, _sample
@@ -121,6 +122,8 @@ def test_facts(exported, fused):
   assert 0 < facts[1]["norms_left"] < facts[0]["norms_left"]
   assert facts[0]["programs"]["maps"]["attention"] == ["b", 8, 8]
   assert facts[0]["weights"] == "ema"
+  compared = ["labels.stablehlo", "maps.stablehlo", "saved_model: labels", "saved_model: maps"]
+  assert sorted(facts[0]["largest_difference"]) == compared
   assert facts[0]["config"]["loss"]["mask_weight"] > 0  # the recipe, whatever was left out
   assert not any("mask" in name for name in facts[0]["checksums"])  # training alone needs it
 
@@ -295,6 +298,20 @@ def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
     export_command(run.folder)
   assert (exported / "model.json").read_bytes() == before
   assert not list(exported.parent.glob(".export-export-*"))
+
+
+def test_an_export_that_says_something_else_than_the_model_is_refused(exported, run, monkeypatch):
+  def wrong(folder, images):
+    found = called(folder, images)
+    found["maps"]["attention"] = found["maps"]["attention"] + 1e-3
+    return found
+
+  called = export._call_saved_model
+  monkeypatch.setattr(export, "_call_saved_model", wrong)
+  before = (exported / "model.json").read_bytes()
+  with pytest.raises(UserError, match=r"saved_model: maps differs from the model by 1\.0e-03"):
+    export_command(run.folder)
+  assert (exported / "model.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not here"), KeyboardInterrupt()])
