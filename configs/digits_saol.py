@@ -1,7 +1,10 @@
 """The demo: SAOL on scenes of real handwritten digits, in a few minutes on a laptop.
 
-python main.py --config=configs/digits_saol.py --workdir=runs/digits
-python main.py --config=configs/digits_saol.py:gap --workdir=runs/digits_gap   # the baseline
+  python main.py --config=configs/digits_saol.py --workdir=runs/digits
+  python main.py --config=configs/digits_saol.py:gap --workdir=runs/digits_gap   # the baseline
+
+Top-1 on 2,000 test scenes, seed 0: SAOL 98.4 %, its GAP-FC 98.3 %; GAP-FC alone 98.3 %. On 2 CPU
+cores in 339 s and 168 s (benchmarks/results/demo_cpu.json).
 """
 
 from saol_jax.config import default_config

@@ -115,7 +115,7 @@ def default_config() -> ml_collections.ConfigDict:
   optimizer.ema_decay = 0.0  # of the moving average of all variables, less at first; 0: none
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
-  evaluate.checkpoint = "latest"  # of --mode=evaluate: latest or best
+  evaluate.checkpoint = "latest"  # of --mode=evaluate and localize: latest or best
   evaluate.split = "auto"  # of --mode=evaluate: validation, test; auto: as during training
 
   config.localize = localize = ml_collections.ConfigDict()

@@ -282,7 +282,9 @@ def _make_predict(experiment: Experiment, names: Sequence[str]):
     predict,
     in_shardings=(replicated(experiment.mesh), batch, batch),
     out_shardings=replicated(experiment.mesh),
-    compiler_options=compiler_options(experiment.mesh),
+    compiler_options=compiler_options(
+      experiment.mesh, deterministic=experiment.config.deterministic
+    ),
   )
 
 

@@ -21,7 +21,7 @@ class Chrono:
     Args:
       num_train_steps: of the whole run.
       batch_size: images a step.
-      elapsed: seconds that earlier processes have spent on the run.
+      elapsed: seconds that were spent on the run before.
     """
     self._num_steps, self._batch_size = num_train_steps, batch_size
     self._start = time.monotonic() - elapsed

@@ -56,6 +56,7 @@ def train_and_evaluate(
     DivergedError: a loss or the gradient was not finite; nothing broken was saved.
     Stopped: by SIGTERM, SIGINT or SIGHUP, with the state saved.
   """
+  began = time.monotonic()
   config, workdir = resolve(config), pathlib.Path(workdir)
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(StopRequest())
@@ -83,7 +84,9 @@ def train_and_evaluate(
     wait_for_all("compiled")
 
     figures = stack.enter_context(Figures(experiment, evaluation, workdir, log))
-    run = _Run(experiment, evaluation, workdir, lock, checkpoints, log, scored, figures, stop)
+    run = _Run(
+      experiment, evaluation, workdir, lock, checkpoints, log, scored, figures, stop, began
+    )
     state = run.to_the_end(state)
     run.save(state, for_good=True)
     if is_main_process():
@@ -111,13 +114,14 @@ class _Run:
   scored: dict[int, float]  # by step; what is in it has been evaluated
   figures: Figures
   stop: StopRequest
+  began: float  # by the monotonic clock
   _putting_back: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def to_the_end(self, state: TrainState) -> TrainState:
     """Trains from a state on; raises Stopped once a stop is requested and the state is saved."""
     config, last_step = self.experiment.config, self.experiment.num_train_steps
     step = first_step = int(state.step)
-    chrono = Chrono(last_step, config.batch_size, elapsed=self._elapsed_before())
+    chrono = Chrono(last_step, config.batch_size, elapsed=self._elapsed())
     chrono.begin(step)
     loader = Loader(
       self.experiment.train, config.batch_size, config.seed, **self.experiment.my_part
@@ -211,9 +215,10 @@ class _Run:
       logger.info("  evaluation at step %d, %s: %s", step, split, describe(found.scores))
     self.figures.after_evaluation(state)
 
-  def _elapsed_before(self) -> float:
-    """Seconds that earlier processes spent on the run."""
-    return self.log.records[-1].get("time/elapsed_seconds", 0.0) if self.log.records else 0.0
+  def _elapsed(self) -> float:
+    """Seconds spent on the run so far: by earlier processes, and by this one to read and compile."""
+    earlier = self.log.records[-1].get("time/elapsed_seconds", 0.0) if self.log.records else 0.0
+    return earlier + time.monotonic() - self.began
 
 
 def _restore_or_init(

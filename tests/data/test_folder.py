@@ -45,7 +45,7 @@ def test_what_can_be_decoded_is_as_pillow_decodes_it(decoded, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def testPHOTOgraphs_are_turned_as_their_exif_data_says(tmp_path, orientation):
+def test_photographs_are_turned_as_their_exif_data_says(tmp_path, orientation):
   file = with_orientation(PHOTO, orientation)
   write(tmp_path, {"train/a/a.jpg": file, "val/a/a.jpg": file})
   (found,) = load(tmp_path)[np.array([0])]["image"].astype(int)
