@@ -216,7 +216,7 @@ class _Run:
     self.figures.after_evaluation(state)
 
   def _elapsed(self) -> float:
-    """Seconds spent on the run so far: by earlier processes, and by this one to read and compile."""
+    """Seconds spent on the run so far, by earlier processes and by this one."""
     earlier = self.log.records[-1].get("time/elapsed_seconds", 0.0) if self.log.records else 0.0
     return earlier + time.monotonic() - self.began
 
