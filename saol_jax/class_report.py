@@ -37,7 +37,7 @@ def write_class_report(
   title: str,
   *,
   pictures: bool = True,
-) -> None:
+) -> bool:
   """Writes the tables and pictures; what cannot be written is a warning, and no more.
 
   Args:
@@ -47,6 +47,9 @@ def write_class_report(
     class_names: K names, by label.
     title: of the pictures.
     pictures: draw, rather than write tables alone.
+
+  Returns:
+    Whether all is there.
   """
   head, main = next(iter(sums.items()))
   try:
@@ -63,6 +66,8 @@ def write_class_report(
       class_plots.draw_calibration(folder / "calibration.png", sums, title)
   except Exception as error:  # the scores are worth more
     logger.warning("%s is incomplete (%s: %s)", folder, type(error).__name__, error)
+    return False
+  return True
 
 
 def write_confusion(

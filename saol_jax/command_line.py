@@ -17,6 +17,8 @@ from absl import flags
 from saol_jax import compilation_cache, console, distributed, errors
 from saol_jax.config import default_config
 
+_SAVED_CONFIG = pathlib.Path(__file__).parent / "saved_config.py"
+
 # A person can mend these; another OSError is a bug of ours, and its traceback is wanted.
 _OF_THE_DISK = {
   errno.ENOSPC,
@@ -75,16 +77,24 @@ def parse_flags(
 ) -> list[str]:
   """Like absl's own parser, but every mistake is one message and exit code 2.
 
+  Where `--config` is left out, a mode that needs it gets the one that the workdir's run has.
+
   Args:
     argv: the command line.
     values: where the flags are defined, `mode`, `config` and `workdir` among them.
     modes: mode -> names of the flags that it cannot do without, and of those that it also takes.
 
   Returns:
-    What is left of the command line.
+    The name of the program; nothing else may be left of the command line.
   """
+  needed_by_mode = {mode: needed for mode, (needed, _) in modes.items()}
   try:
-    rest = values(argv)
+    rest = values(_config_first(argv, needed_by_mode, values["mode"].default))
+    if rest[1:]:
+      _leave(
+        f"unexpected {rest[1]!r}: every argument begins with --, and a pattern stands in quotes, "
+        "such as --images='photos/*.jpg'"
+      )
     for name in modes[values.mode][0]:
       if values[name].value is None:
         _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}")
@@ -103,6 +113,35 @@ def parse_flags(
   except Exception as error:
     _leave(str(error))
   return rest
+
+
+def _config_first(
+  argv: list[str], needed_by_mode: Mapping[str, Sequence[str]], mode: str
+) -> list[str]:
+  """The command line with `--config` in front of its fields, as config_flags wants it.
+
+  Args:
+    argv: the command line.
+    needed_by_mode: names of the flags that a mode cannot do without.
+    mode: where the command line names none.
+  """
+  program, *arguments = argv
+  given, others = {}, []
+  words = iter(arguments)
+  for word in words:
+    name, separator, value = word.lstrip("-").partition("=")
+    if word.startswith("-") and name in ("config", "workdir", "mode"):
+      given[name] = value if separator else next(words, "")
+      if name != "config":
+        others.append(f"--{name}={given[name]}")
+    else:
+      others.append(word)
+  if "config" not in given and "config" in needed_by_mode.get(given.get("mode", mode), ()):
+    workdir = os.path.expanduser(given.get("workdir", ""))
+    if workdir and os.path.exists(os.path.join(workdir, "config.json")):
+      given["config"] = f"{_SAVED_CONFIG}:{workdir}"
+  config = [f"--config={given['config']}"] if "config" in given else []
+  return [program, *config, *others]
 
 
 def run(function: Callable[[], object], join: Callable[[], None] | None = None) -> None:

@@ -24,7 +24,7 @@ from saol_jax.model_card import check_classes
 from saol_jax.progress import Progress
 from saol_jax.runlog import read_records, scores
 from saol_jax.train_step import TrainState
-from saol_jax.workdir import check_config
+from saol_jax.workdir import check_config, check_writable, writing
 
 logger = logging.getLogger(__name__)
 
@@ -131,26 +131,28 @@ def evaluate_workdir(
   source = experiment.source(split)
 
   state = restore_wanted(experiment, workdir)
+  check_writable(workdir)
   logger.info("Evaluating step %d (%s) on %d %s images", state.step, wanted, len(source), split)
   results, sums = evaluate(experiment, state, source, split)
+  logger.info("%s", describe(results))
   path = workdir / f"evaluation_{split}_{wanted}.json"
   if is_main_process():
-    write_text(path, json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
-    report_classes(experiment, sums, path.with_suffix(""), split, int(state.step))
-  logger.info("%s\nwritten to %s and %s/", describe(results), path, path.with_suffix(""))
+    with writing(workdir):
+      write_text(path, json.dumps({"step": int(state.step), **results}, indent=2) + "\n")
+    folder = path.with_suffix("")
+    whole = report_classes(experiment, sums, folder, split, int(state.step))
+    logger.info("written to %s%s", path, f" and {folder}/" if whole else "")
   return results
 
 
 def report_classes(
   experiment: Experiment, sums: Sums, folder: pathlib.Path, split: str, step: int
-) -> None:
-  """Writes what an evaluation says of the classes, see `class_report`; the first process does."""
-  if not is_main_process():
-    return
+) -> bool:
+  """Writes what an evaluation says of the classes; whether all is there, see `class_report`."""
   config, names = experiment.config, experiment.info.class_names
   average = ", moving average" if config.optimizer.ema_decay else ""
   title = f"{config.model.name} on {config.data.name}, {split}, step {step}{average}"
-  write_class_report(folder, sums, names, title, pictures=config.figures)
+  return write_class_report(folder, sums, names, title, pictures=config.figures)
 
 
 def restore_wanted(experiment: Experiment, workdir: pathlib.Path) -> TrainState:

@@ -66,6 +66,12 @@ class Experiment:
     _check_batch_size(config, self.mesh.size)
     self.train = self.source("train")
     self.info = self.train.info
+    if len(self.info.class_names) < 2:
+      raise UserError(
+        f"data.name={config.data.name!r} has one class, {self.info.class_names[0]!r}, so that "
+        "there is nothing to tell apart; expected two or more. In a folder of images each class "
+        "has a folder of its own, DIR/train/<class>/*"
+      )
     self.model = FunctionalModel(self._create)
     self._check_image_size()
     self.heads = ("gap",)

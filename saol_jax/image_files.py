@@ -1,13 +1,16 @@
 """Image files that a person points at: which they are, and their pixels."""
 
+import collections
 import contextlib
 import dataclasses
 import glob
 import io
+import logging
 import math
 import os
 import pathlib
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from saol_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 2**29  # of an image: TensorFlow, which decodes in training, refuses more
 _pillow_limit = threading.Lock()
+_OF_PREDICTIONS = (".jsonl", ".csv", ".html")  # which may lie beside the images
 # In what is no JPEG file, at any place: EXIF of PNG and WebP, of PNG as text, and XMP of both.
 _TURN_MARKS = (b"eXIf", b"EXIF", b"Raw profile type exif", b"com.adobe.xmp", b"tiff:Orientation")
 
@@ -45,8 +51,9 @@ class ImageFile:
 def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[ImageFile]:
   """The files that `--images=GLOB|DIR|FILE` means, in order of their names.
 
-  A folder is searched with all folders below it, for files with one of `EXTENSIONS`; hidden ones
-  are left out. A file or a pattern is taken by its word, whatever the extension.
+  A folder is searched with all folders below it, for files with one of `EXTENSIONS`; others are
+  left out with a warning, hidden ones and what an earlier prediction wrote without. A file or a
+  pattern is taken by its word, whatever the extension.
 
   Args:
     images: an existing file, a folder, or a pattern with *, ?, [abc] or ** (any folders).
@@ -61,7 +68,18 @@ def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[I
     return [ImageFile(pathlib.Path(given), given, "")]
   if os.path.isdir(given):
     root = pathlib.Path(given)
-    paths = [path for path in _walk(root) if path.suffix.lower() in EXTENSIONS]
+    all_files = _walk(root)
+    paths = [path for path in all_files if path.suffix.lower() in EXTENSIONS]
+    others = collections.Counter(path.suffix.lower() for path in all_files)
+    for extension in (*EXTENSIONS, *_OF_PREDICTIONS):
+      del others[extension]
+    if others:
+      logger.warning(
+        "%d file(s) of other kinds are left out: %s. Convert images among them, or name them by a "
+        "pattern in quotes",
+        others.total(),
+        describe_kinds(others),
+      )
     files = [
       ImageFile(path, str(path.relative_to(root)), "" if path.parent == root else path.parent.name)
       for path in paths
@@ -78,15 +96,28 @@ def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[I
 
 
 def _walk(root: pathlib.Path) -> list[pathlib.Path]:
-  """All files below a folder but hidden ones; links to folders are followed, each folder once."""
+  """All files below a folder but hidden ones and the pictures of an earlier prediction.
+
+  Links to folders are followed, each folder once.
+  """
   found, seen = [], set()
   for folder, folders, names in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
-    folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-    if real not in seen:
+    if real in seen:
+      folders.clear()
+    else:
+      of_predictions = "predictions.jsonl" in names and "report.html" in names
+      left_out = ("overlays",) if of_predictions else ()
+      folders[:] = [n for n in folders if not n.startswith(".") and n not in left_out]
       found += [pathlib.Path(folder, name) for name in names if not name.startswith(".")]
     seen.add(real)
   return found
+
+
+def describe_kinds(extensions: Mapping[str, int]) -> str:
+  """Numbers of files by extension, the most frequent first."""
+  most = sorted(extensions.items(), key=lambda entry: (-entry[1], entry[0]))
+  return ", ".join(f"{count} {printable(name) or 'without extension'}" for name, count in most)
 
 
 def read_image(
@@ -115,6 +146,8 @@ def read_image(
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
       reason = "not a picture of a kind that Pillow knows"
+      if not is_open and not _has_content(source):
+        reason = "it is empty"
     raise UnreadableImage(f"{_name(source)} cannot be read as an image: {reason}") from error
 
 
@@ -136,6 +169,10 @@ def _from_array(source: Any) -> Image.Image:
     f"an array of shape {array.shape} and dtype {array.dtype} is no image: expected (H, W, 3) uint8"
     f"{mend}"
   )
+
+
+def _has_content(source: str | os.PathLike | bytes) -> bool:
+  return bool(source) if isinstance(source, bytes) else os.stat(source).st_size > 0
 
 
 def _name(source: str | os.PathLike | bytes | Image.Image) -> str:

@@ -18,7 +18,7 @@ from saol_jax.image_files import printable
 from saol_jax.preparation import base_key, prepare_batch, step_keys
 from saol_jax.progress import Progress
 from saol_jax.training_picture import draw_training_images
-from saol_jax.workdir import writing
+from saol_jax.workdir import check_writable, writing
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def inspect_workdir(
   results = {}
   with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
+    check_writable(workdir)
     for split in dict.fromkeys(("train", experiment.eval_split, "test")):
       source = experiment.source(split)
       results[split] = inspect_split(source, Progress(f"reading {split}", len(source)).add)

@@ -29,7 +29,7 @@ from saol_jax.model import Variables
 from saol_jax.model_card import check_classes
 from saol_jax.progress import Progress
 from saol_jax.train_step import TrainState, head_log_probs
-from saol_jax.workdir import check_config
+from saol_jax.workdir import check_config, check_writable, writing
 from saol_jax.wsol import THRESHOLDS, BoxScores, PixelScores, overlaps, pixel_counts
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,19 @@ def localize_workdir(
   names = tuple(filter(None, asked)) or _default_maps(experiment)
   sources = tuple(_with_boxes(experiment, name) for name in (split, threshold_split))
   state = restore_wanted(experiment, workdir)
+  check_writable(workdir)
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
   found = _localize(experiment, state, *sources, names)
+  logger.info(
+    "%s\nPercent of %d %s images; * the best of its column. Thresholds: chosen on %d %s images; "
+    "MaxBoxAcc takes the best on those scored, as it is defined.",
+    table(found.results),
+    found.num_images,
+    split,
+    found.num_threshold_images,
+    threshold_split,
+  )
 
   path = workdir / f"localization_{split}_{wanted}.json"
   facts = {
@@ -97,20 +107,12 @@ def localize_workdir(
     "thresholds": THRESHOLDS.round(3).tolist(),
     "box_accuracy": {name: curve.round(6).tolist() for name, curve in found.curves.items()},
   }
-  write_text(path, json.dumps(facts) + "\n")
   title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
   thresholds = {name: result["threshold"] for name, result in found.results.items()}
-  draw_box_accuracy(path.with_suffix(".png"), found.curves, thresholds, title)
-  logger.info(
-    "%s\nPercent of %d %s images. Thresholds: chosen on %d %s images; MaxBoxAcc takes the best on "
-    "those scored, as it is defined.\nwritten to %s and .png",
-    table(found.results),
-    found.num_images,
-    split,
-    found.num_threshold_images,
-    threshold_split,
-    path,
-  )
+  with writing(workdir):
+    write_text(path, json.dumps(facts) + "\n")
+    draw_box_accuracy(path.with_suffix(".png"), found.curves, thresholds, title)
+  logger.info("written to %s and .png", path)
   return {
     f"{split}/{name}_{score}": value
     for name, result in found.results.items()

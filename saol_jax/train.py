@@ -205,7 +205,7 @@ class _Run:
       results |= found.scores
       by_split[self.experiment.eval_split if prefix == "eval" else prefix] = found
     self.put_back()
-    if step == last_step:
+    if step == last_step and is_main_process():
       for split, found in by_split.items():
         folder = self.workdir / f"evaluation_{split}_latest"
         report_classes(self.experiment, found.sums, folder, split, step)

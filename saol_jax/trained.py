@@ -111,7 +111,7 @@ def restore_run(
   ):
     if value not in known:
       raise UserError(f"{name}={value!r} is unknown; expected one of {', '.join(known)}")
-  config = _read_config(workdir / "config.json", dtype)
+  config = read_config(workdir / "config.json", dtype)
   card = read_model_json(workdir)
   if not (workdir / "checkpoints").is_dir():
     raise UserError(f"{workdir} has no checkpoints; train first, with --mode=train")
@@ -134,6 +134,31 @@ def restore_run(
   averaged = state.ema is not None and weights != "raw"
   variables = state.ema if averaged else state.variables
   return Trained(config, card, model, variables, int(state.step), "ema" if averaged else "raw")
+
+
+def read_config(path: pathlib.Path, dtype: str | None = None) -> ml_collections.ConfigDict:
+  """The config of a run.
+
+  Args:
+    path: of `config.json`.
+    dtype: "float32" or "bfloat16" of the computation; None for that of the run.
+
+  Raises:
+    UserError: it is not there, or not readable.
+  """
+  try:
+    return _config_of(json.loads(path.read_text()), dtype)
+  except FileNotFoundError as error:
+    raise UserError(
+      f"{path.parent} is no workdir of a run, since it has no {path.name}; train first, with "
+      "--mode=train"
+    ) from error
+  except NotADirectoryError as error:
+    raise UserError(
+      f"{path.parent} is a file; expected a folder, the workdir of a run or an export"
+    ) from error
+  except (ValueError, TypeError, OSError) as error:
+    raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
 
 
 def for_inference(trained: Trained, *, fuse: bool = False) -> Trained:
@@ -216,23 +241,6 @@ def _part_of(whole, like):
   if isinstance(like, dict):
     return {name: _part_of(whole[name], below) for name, below in like.items()}
   return whole
-
-
-def _read_config(path: pathlib.Path, dtype: str | None) -> ml_collections.ConfigDict:
-  """The config of a run."""
-  try:
-    return _config_of(json.loads(path.read_text()), dtype)
-  except FileNotFoundError as error:
-    raise UserError(
-      f"{path.parent} is no workdir of a run, since it has no {path.name}; train first, with "
-      "--mode=train"
-    ) from error
-  except NotADirectoryError as error:
-    raise UserError(
-      f"{path.parent} is a file; expected a folder, the workdir of a run or an export"
-    ) from error
-  except (ValueError, TypeError, OSError) as error:
-    raise UserError(f"{path} is not readable ({error}); restore it from a backup") from error
 
 
 def _config_of(saved: Any, dtype: str | None) -> ml_collections.ConfigDict:

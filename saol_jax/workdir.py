@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import IO
@@ -122,7 +123,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     )
     raise UserError(
       f"{workdir} holds a run with another config:{lines}\n"
-      "Use another --workdir, or the same values to go on with that run."
+      "Use another --workdir, or the same values; without --config the run's own are used."
     )
 
 
@@ -164,6 +165,13 @@ def _write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     write_text(workdir / "config.json", text)
 
 
+def check_writable(workdir: pathlib.Path) -> None:
+  """Raises UserError where nothing could be written, before the minutes that there is to write."""
+  if is_main_process():
+    with writing(workdir), tempfile.TemporaryFile(dir=workdir):
+      pass
+
+
 @contextlib.contextmanager
 def writing(workdir: pathlib.Path) -> Iterator[None]:
   """Inside `with`, an OSError becomes a UserError that says what to do about the workdir."""
@@ -171,6 +179,6 @@ def writing(workdir: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"--workdir={workdir} cannot be written: {error.strerror}; choose a folder that you may "
+      f"--workdir={workdir} cannot be written: {error.strerror}; expected a folder that you may "
       "write to, on a disk with free space"
     ) from error

@@ -9,6 +9,7 @@ import sys
 import pytest
 from absl import flags
 
+from saol_jax import command_line
 from saol_jax.command_line import Folder
 from saol_jax.errors import DivergedError, Stopped, UserError
 from tests.support import environment
@@ -84,6 +85,33 @@ def test_a_program_whose_lines_cannot_be_printed_goes_on_and_says_so_once():
     both = subprocess.run(command, stdout=full, stderr=full, env=environment(), check=False)
   assert done.stderr == "LINES LOST: stdout cannot be written: No space left on device\n"
   assert done.returncode == both.returncode == 0
+
+
+NEEDED = {"train": ("config", "workdir"), "evaluate": ("config", "workdir"), "list": ()}
+
+
+@pytest.mark.parametrize(
+  ("given", "taken"),
+  [
+    # A recipe stands before its fields, wherever it was.
+    ("--workdir=w --config.a=1 --config=r.py", "--config=r.py --workdir=w --config.a=1"),
+    ("--config.a=1 --config r.py --mode evaluate", "--config=r.py --config.a=1 --mode=evaluate"),
+    # Without one it is the run's, for those who need one, if there is a run.
+    ("--workdir=run", "--config=SAVED:run --workdir=run"),
+    ("--mode=evaluate --workdir run", "--config=SAVED:run --mode=evaluate --workdir=run"),
+    ("--mode=list --workdir=run", "--mode=list --workdir=run"),
+    ("--workdir=nothing", "--workdir=nothing"),
+    ("--mode=dance --workdir=run", "--mode=dance --workdir=run"),
+    ("--workdir", "--workdir="),
+    ("a.jpg --images=b", "a.jpg --images=b"),
+  ],
+)
+def test_the_recipe_comes_first_and_may_be_the_runs(monkeypatch, tmp_path, given, taken):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text("{}")
+  monkeypatch.chdir(tmp_path)
+  found = command_line._config_first(["main.py", *given.split()], NEEDED, "train")
+  assert found == ["main.py", *taken.replace("SAVED", str(command_line._SAVED_CONFIG)).split()]
 
 
 def folder(text: str) -> str | None:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +75,19 @@ def test_evaluate_reproduces_what_training_logged(finished, checkpoint):
   assert before == {k: v for k, v in after.items() if checkpoint == "latest" or k not in tables}
 
 
+def test_a_run_is_evaluated_without_its_recipe(finished):
+  workdir, _ = finished
+  before = snapshot(workdir)
+  arguments = [f"--workdir={workdir}", "--mode=evaluate", "--config.evaluate.checkpoint=best"]
+  code, output = run([sys.executable, str(ROOT / "main.py"), *arguments])
+  assert code == 0, output
+  path = workdir / "evaluation_test_best.json"
+  assert f"written to {path}" in output
+  assert snapshot(workdir).items() >= before.items()
+  path.unlink()
+  shutil.rmtree(path.with_suffix(""))
+
+
 def test_localize_writes_a_table_and_changes_nothing_else(finished):
   workdir, _ = finished
   before = snapshot(workdir)
@@ -107,6 +121,7 @@ BAD_FLAGS = {
   "group": (["--config.data=cifar10"], "Did you mean --config.data.name=cifar10?"),
   "wrong type": (["--config.batch_size=a: b"], "--config.batch_size=a: b; expected a whole number"),
   "unknown mode": (["--mode=dance"], "dance"),
+  "more than one file": (["--mode=predict", "--images=a.jpg", "b.jpg"], "unexpected 'b.jpg'"),
   "flag of another mode": (
     ["--mode=evaluate", "--checkpoint=best"],
     "--checkpoint is for --mode=predict and --mode=export, and would do nothing in "

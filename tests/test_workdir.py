@@ -82,6 +82,13 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, n
   assert caplog.text.count("NO LOCK") == 1
 
 
+def test_what_could_not_be_written_in_the_end_is_said_at_the_start(tmp_path):
+  workdirs.check_writable(tmp_path)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(UserError, match="nowhere cannot be written: No such file"):
+    workdirs.check_writable(tmp_path / "nowhere")
+
+
 def test_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):

@@ -1,6 +1,8 @@
 """A folder of images as a data set: `DIR/train/<class>/*` and `DIR/val/<class>/*`."""
 
+import collections
 import csv
+import functools
 import io
 import logging
 import os
@@ -13,7 +15,7 @@ import numpy as np
 
 from saol_jax.data.records import Read
 from saol_jax.errors import UserError
-from saol_jax.image_files import EXTENSIONS, orientation, printable
+from saol_jax.image_files import EXTENSIONS, describe_kinds, orientation, printable
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class FolderRecords:
   """The image files of one split, sorted by path; see `Records` for the attributes.
 
   The classes are the sorted names of the folders in `DIR/train` that hold an image, at any depth;
-  hidden files and folders are left out, and so are files without one of
+  hidden files and folders are left out, and, with a warning, files without one of
   `image_files.EXTENSIONS`. Names are sorted and compared in Unicode's form NFC: macOS may write
   letters in another form than a ZIP file has them. Images are turned upright as their EXIF data
   says: a photograph counts as it is seen.
@@ -62,7 +64,7 @@ class FolderRecords:
       )
     without = sorted(set(names).difference(found))
     if without:
-      logger.warning("%s has no image of %s", root / _FOLDERS[split], _shorten(without))
+      _warn_once(f"{root / _FOLDERS[split]} has no image of {_shorten(without)}")
     self._paths = [path for name in names for path in found.get(name, ())]
     counts = [len(found.get(name, ())) for name in names]
     self.labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -117,15 +119,12 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
   folder = root / split
   start = len(str(folder)) - len(split)  # os.path.relpath takes ten seconds for a million files
   if not folder.is_dir():
-    raise UserError(
-      f"data.data_dir={str(root)!r} has no folder {split!r}; data.name='folder' expects "
-      "DIR/train/<class>/* and DIR/val/<class>/*"
-    )
-  classes, empty = {}, []
+    raise UserError(_missing(root, split))
+  classes, empty, others = {}, [], collections.Counter()
   for entry in sorted(_scan(folder), key=lambda entry: entry.name):
     if entry.name.startswith(".") or not entry.is_dir():
       continue
-    paths = sorted(_walk(entry.path, ()))
+    paths = sorted(_walk(entry.path, (), others))
     if paths:
       classes[entry.name] = [path[start:] for path in paths]
     else:
@@ -137,8 +136,13 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
         f"{folder} has two folders {name!r} whose names differ only in their Unicode form: "
         f"{spelled[nfc(name)]!a} and {name!a}; move the images of one into the other"
       )
+  if others:
+    _warn_once(
+      f"{folder}: {others.total()} file(s) of other kinds are left out: {describe_kinds(others)}. "
+      f"Images among them have to be converted; these are read: {', '.join(EXTENSIONS)}"
+    )
   if empty:
-    logger.warning("%s: no image in %s; left out", folder, _shorten(empty))
+    _warn_once(f"{folder}: no image in {_shorten(empty)}; left out")
   if not classes:
     raise UserError(
       f"{folder} holds no image; expected {folder}/<class>/* with one of {', '.join(EXTENSIONS)}"
@@ -146,8 +150,39 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
   return classes
 
 
-def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-  """Paths of the image files at any depth; a link back to a folder above is not followed."""
+def _missing(root: pathlib.Path, split: str) -> str:
+  """What to say where a split's folder is not there, by what is there instead."""
+  message = f"data.data_dir={str(root)!r} has no folder {split!r}; "
+  expected = "data.name='folder' expects DIR/train/<class>/* and DIR/val/<class>/*"
+  if not root.is_dir():
+    return f"data.data_dir={str(root)!r} is no folder; {expected}"
+  if root.name in _FOLDERS.values() and (root.parent / split).is_dir():
+    return f"{message}{expected}: set it to {str(root.parent)!r}, the folder above"
+  folders = [entry.name for entry in _scan(root) if entry.is_dir() and entry.name[0] != "."]
+  if split == "val" and "train" in folders:
+    return (
+      f"{message}{expected}. Move a share of each class there, a tenth say: the images on which "
+      "the model is tested, which training never sees"
+    )
+  if folders and "train" not in folders:
+    return (
+      f"{message}{expected}. If {_shorten(sorted(folders))} are classes, move most of the images "
+      "of each to DIR/train/<class> and the others, which training never sees, to DIR/val/<class>"
+    )
+  return message + expected
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  """Of each folder, which is listed for several splits and epochs of looking."""
+  logger.warning("%s", message)
+
+
+def _walk(folder: str, above: tuple[str, ...], others: collections.Counter[str]) -> Iterator[str]:
+  """Paths of the image files at any depth; a link back to a folder above is not followed.
+
+  Files of other kinds are counted in `others`, by extension.
+  """
   real = os.path.realpath(folder)
   if real in above:
     return
@@ -155,9 +190,11 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
     if entry.name.startswith("."):
       continue
     if entry.is_dir():
-      yield from _walk(entry.path, (*above, real))
+      yield from _walk(entry.path, (*above, real), others)
     elif entry.name.lower().endswith(EXTENSIONS):
       yield entry.path
+    else:
+      others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
 def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
@@ -210,6 +247,11 @@ def _read_boxes(path: pathlib.Path) -> dict[str, tuple[float, float, float, floa
         "has one box here: keep that of its main object, or one around all"
       )
     first_line.setdefault(name, rows.line_num)
+  if boxes and max(max(box) for box in boxes.values()) <= 1:
+    raise UserError(
+      f"{path}: no number in it is above 1, so that these seem to be shares of the image; expected "
+      "pixels of the upright image: multiply x by its width and y by its height"
+    )
   return boxes
 
 
@@ -239,7 +281,7 @@ def _check_boxed_paths(root: pathlib.Path, boxed: list[str], images: set[str], s
       f"{root}, with {os.sep!r} between folders"
     )
   if lost:
-    logger.warning("%s: no image for %s", root / BOXES_FILE, _shorten(lost))
+    _warn_once(f"{root / BOXES_FILE}: no image for {_shorten(lost)}")
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

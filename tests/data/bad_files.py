@@ -38,7 +38,7 @@ ODD = {  # each decodes, whatever its name says
 BROKEN = {
   "truncated.jpg": (JPEG_BYTES[: len(JPEG_BYTES) // 2], "truncated"),
   "truncated.png": (ODD["rgba.png"][:200], "truncated"),
-  "empty.jpg": (b"", "not a picture"),
+  "empty.jpg": (b"", "it is empty"),
   "text.jpg": (b"I am no picture, but I say that I am one.\n", "not a picture"),
   "unreadable.jpg": (None, "No such file"),  # a link to nowhere: root may read all else
 }

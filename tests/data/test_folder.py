@@ -194,6 +194,28 @@ def test_what_is_no_data_set_is_refused(tmp_path, make, message):
     load(tmp_path, "test")
 
 
+def test_a_folder_of_classes_and_the_train_folder_itself_are_recognised(tmp_path):
+  write(tmp_path, {"whole/cat/1.jpg": JPEG_BYTES, "whole/dog/1.jpg": JPEG_BYTES})
+  with pytest.raises(UserError, match=r"If cat, dog are classes, move .* to DIR/train/<class>"):
+    load(tmp_path / "whole")
+  write(tmp_path, {"split/train/cat/1.jpg": JPEG_BYTES})
+  with pytest.raises(UserError, match=rf"set it to '{re.escape(str(tmp_path))}/split'"):
+    load(tmp_path / "split" / "train")
+  with pytest.raises(UserError, match=r"'.*/nowhere' is no folder"):
+    load(tmp_path / "nowhere")
+
+
+def test_files_of_other_kinds_are_counted_once(tmp_path, caplog):
+  names = ["train/a/1.jpg", "train/a/2.HEIC", "train/a/below/3.heic", "train/b/1.jpg", "train/b/x"]
+  write(tmp_path, dict.fromkeys([*names, "train/a/.hidden", "val/a/1.jpg"], JPEG_BYTES))
+  with caplog.at_level(logging.WARNING):
+    assert len(load(tmp_path)) == 2
+    load(tmp_path, "test")
+  said = [message for message in caplog.messages if "other kinds" in message]
+  assert len(said) == 1
+  assert "3 file(s) of other kinds are left out: 2 .heic, 1 without extension" in said[0]
+
+
 def test_links_are_followed_but_not_in_a_circle(tmp_path):
   write(
     tmp_path, {"photos/1.jpg": JPEG_BYTES, "photos/2.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES}
@@ -234,6 +256,14 @@ def test_a_wrong_line_of_boxes_is_named(tmp_path, line, message):
   boxes = f"path,x_min,y_min,x_max,y_max\ntrain/a/2.jpg,1,2,30,40\n{line}\n"
   write(tmp_path, files | {"boxes.csv": boxes.encode()})
   with pytest.raises(UserError, match=message):
+    load(tmp_path)
+
+
+def test_boxes_in_shares_of_the_image_are_refused(tmp_path):
+  write(tmp_path, {"train/a/1.jpg": JPEG_BYTES, "val/a/1.jpg": JPEG_BYTES})
+  header = "path,x_min,y_min,x_max,y_max\n"
+  (tmp_path / "boxes.csv").write_text(header + "train/a/1.jpg,0.1,0.2,0.5,1.0\n")
+  with pytest.raises(UserError, match=r"boxes.csv: no number in it is above 1, .*expected pixels"):
     load(tmp_path)
 
 

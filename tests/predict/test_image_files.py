@@ -157,6 +157,16 @@ def test_what_is_found(tmp_path):
   assert not any("out/" in name for name, _ in found)
 
 
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+  empty_files(tmp_path, ["b.png", "a.avif", "a/x.HEIC", "a/y.heic", "old/overlays/b.jpg"])
+  empty_files(tmp_path / "old", ["predictions.jsonl", "predictions.csv", "report.html"])
+  empty_files(tmp_path, ["overlays/mine.png"])  # no prediction wrote beside it
+  with caplog.at_level("WARNING"):
+    found = find_images(tmp_path, leave_out=tmp_path / "out")
+  assert [file.name for file in found] == ["b.png", "overlays/mine.png"]
+  assert "3 file(s) of other kinds are left out: 2 .heic, 1 .avif" in caplog.text
+
+
 def test_a_name_like_a_pattern_is_a_file(tmp_path):
   empty_files(tmp_path, ["a[1].png", "a1.png"])
   (found,) = find_images(tmp_path / "a[1].png", leave_out=tmp_path / "out")
