@@ -35,6 +35,11 @@ def say(message: str) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until then
 
 
+def counted(count: int, noun: str) -> str:
+  """A number of things: 1 file, 2 files."""
+  return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def set_up(*, speak: bool = True) -> None:
   """Sends the progress of `saol_jax` to stdout and silences the libraries below it.
 

@@ -64,6 +64,8 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
   losses.tick_params(labelbottom=False)
   rate.set_ylim(bottom=0)
   rate.set_ylabel("learning rate", color=GREY, fontsize=9)
+  for axes in (rate, top1):
+    axes.set_xlabel("steps", color=GREY, fontsize=9)
   save(canvas, path)
 
 

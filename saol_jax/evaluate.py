@@ -18,7 +18,7 @@ from saol_jax.data.loader import padded_batches
 from saol_jax.distributed import is_main_process
 from saol_jax.durable import write_text
 from saol_jax.errors import UserError
-from saol_jax.experiment import Experiment
+from saol_jax.experiment import Experiment, data_title
 from saol_jax.metrics import classification_scores
 from saol_jax.model_card import check_classes
 from saol_jax.progress import Progress
@@ -151,7 +151,7 @@ def report_classes(
   """Writes what an evaluation says of the classes; whether all is there, see `class_report`."""
   config, names = experiment.config, experiment.info.class_names
   average = ", moving average" if config.optimizer.ema_decay else ""
-  title = f"{config.model.name} on {config.data.name}, {split}, step {step}{average}"
+  title = f"{config.model.name} on {data_title(config)}, {split}, step {step}{average}"
   return write_class_report(folder, sums, names, title, pictures=config.figures)
 
 

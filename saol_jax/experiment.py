@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -218,6 +219,13 @@ def _reading(data: ml_collections.ConfigDict) -> Reading:
 def score_name(config: ml_collections.ConfigDict) -> str:
   """The metric by which the best checkpoint is chosen: top-1 of the main head, averaged if kept."""
   return f"eval/{'ema_' if config.optimizer.ema_decay else ''}{config.model.head}_top1"
+
+
+def data_title(config: ml_collections.ConfigDict) -> str:
+  """What pictures call the data: the data set, or the folder that the images are in."""
+  if config.data.name != "folder":
+    return config.data.name
+  return pathlib.Path(config.data.data_dir).expanduser().resolve().name or config.data.name
 
 
 def create_configured(

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from saol_jax.durable import write_text
+from saol_jax.experiment import data_title
 from saol_jax.runlog import read_records
 from saol_jax.trained import Trained
 
@@ -36,7 +37,7 @@ def write_card(
   names = [_plain(name) for name in card.class_names[:_NAMED_CLASSES]]
   more = len(card.class_names) - len(names)
   lines = [
-    f"# {config.model.name} with {_HEADS[config.model.head]} on {_plain(config.data.name)}",
+    f"# {config.model.name} with {_HEADS[config.model.head]} on {_plain(data_title(config))}",
     "",
     f"Image classifier with {len(card.class_names)} classes: {', '.join(names)}"
     + (f" and {more} more (`model.json`)." if more else "."),
@@ -97,7 +98,7 @@ def _recipe(config) -> list[str]:
     else f"{config.num_epochs:g} epochs"
   )
   rows = {
-    "data": config.data.name,
+    "data": data_title(config),
     "length": f"{length} of {config.batch_size} images",
     "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
     f"{optimizer.schedule} schedule, weight decay {optimizer.weight_decay:g}",

@@ -15,7 +15,7 @@ from saol_jax.compiler import compiler_options
 from saol_jax.data import Source
 from saol_jax.data.augment import normalise
 from saol_jax.distributed import is_main_process
-from saol_jax.experiment import Experiment
+from saol_jax.experiment import Experiment, data_title
 from saol_jax.explain import score_maps
 from saol_jax.localization import BOX_MAP, BOX_THRESHOLD, boxes_from_maps
 from saol_jax.model import Variables
@@ -112,7 +112,7 @@ class Figures:
       class_maps=maps["class"],
       boxes=boxes_from_maps(maps[BOX_MAP], size, BOX_THRESHOLD),
       true_boxes=batch.get("box"),
-      title=f"{experiment.config.model.name} on {experiment.config.data.name}, step {step}",
+      title=f"{experiment.config.model.name} on {data_title(experiment.config)}, step {step}",
     )
 
   @functools.cached_property

@@ -10,10 +10,11 @@ import ml_collections
 import numpy as np
 
 from saol_jax.config import resolve
+from saol_jax.console import counted
 from saol_jax.data import EncodedSource
 from saol_jax.data.inspection import inspect_split
 from saol_jax.data.loader import Loader
-from saol_jax.experiment import Experiment
+from saol_jax.experiment import Experiment, data_title
 from saol_jax.image_files import printable
 from saol_jax.preparation import base_key, prepare_batch, step_keys
 from saol_jax.progress import Progress
@@ -73,7 +74,7 @@ def describe(split: str, result: dict[str, Any]) -> str:
   if counts[fewest] == counts[most]:
     per_class = f"{counts[most]} each"
   lines = [
-    f"{split}: {result['images']} images of {len(counts)} classes",
+    f"{split}: {counted(result['images'], 'image')} of {len(counts)} classes",
     f"  per class   {per_class}",
   ]
   for name in ("height", "width"):
@@ -124,7 +125,7 @@ def _draw_first_batch(experiment: Experiment, path: pathlib.Path) -> None:
     boxes=batch["box"],
     targets=batch["target"],
     class_names=info.class_names,
-    title=f"{config.data.name}: what the first step of training sees",
+    title=f"{data_title(config)}: what the first step of training sees",
   )
 
 

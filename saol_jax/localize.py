@@ -22,7 +22,7 @@ from saol_jax.distributed import replicated, split_batch
 from saol_jax.durable import write_text
 from saol_jax.errors import UserError
 from saol_jax.evaluate import restore_wanted
-from saol_jax.experiment import Experiment
+from saol_jax.experiment import Experiment, data_title
 from saol_jax.localization_plot import draw_box_accuracy
 from saol_jax.metrics import label_ranks
 from saol_jax.model import Variables
@@ -107,7 +107,7 @@ def localize_workdir(
     "thresholds": THRESHOLDS.round(3).tolist(),
     "box_accuracy": {name: curve.round(6).tolist() for name, curve in found.curves.items()},
   }
-  title = f"{config.model.name} on {config.data.name}, {split}, step {step}"
+  title = f"{config.model.name} on {data_title(config)}, {split}, step {step}"
   thresholds = {name: result["threshold"] for name, result in found.results.items()}
   with writing(workdir):
     write_text(path, json.dumps(facts) + "\n")

@@ -1,5 +1,6 @@
 """`--mode=predict`: labels, maps and boxes of a person's own images, as files and as a web page."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -14,12 +15,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from saol_jax.console import counted
 from saol_jax.data.folder import nfc
 from saol_jax.data.loader import prefetch
 from saol_jax.durable import scratch_folder
 from saol_jax.errors import UserError
 from saol_jax.gallery import Gallery
-from saol_jax.image_files import ImageFile, UnreadableImage, find_images, read_image
+from saol_jax.image_files import (
+  ImageFile,
+  UnreadableImage,
+  find_images,
+  printable,
+  read_image,
+)
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import Prediction, Predictor, load
 from saol_jax.progress import Progress
@@ -37,7 +45,7 @@ _LEAST_PANEL = 128  # longest side of a panel of an overlay picture
 _LEAST_SHORT_SIDE = 32  # a hair-thin image is shown thicker than it is
 _GAP = 4
 _BOX_COLOUR, _BOX_SHADOW = "#ffd60a", "#1a1a1a"
-_OVERLAY = re.compile(r'"overlay": "(overlays/\d{6,}_[A-Za-z0-9_-]*\.jpg)"')  # names of ours only
+_OVERLAY = re.compile(r"overlays/\d{6,}_[\w-]*\.jpg")  # names of ours only
 _NAMED = 20  # skipped files that are named one by one; the report names all
 
 
@@ -81,8 +89,8 @@ def predict_command(
     workdir, top_k=top_k, batch_size=batch_size, checkpoint=checkpoint, weights=weights
   )
   logger.info(
-    "%d files; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",
-    len(files),
+    "%s; the model of step %d of %s knows %d classes and sees images at %d x %d pixels",
+    counted(len(files), "file"),
     predictor.step,
     workdir,
     len(predictor.card.class_names),
@@ -92,13 +100,21 @@ def predict_command(
     output.mkdir(parents=True, exist_ok=True)
     with (
       scratch_folder(output, ".predict-") as partial,
-      _Results(predictor, output, partial, len(files)) as results,
+      _Results(
+        predictor,
+        output,
+        partial,
+        run=printable(workdir.resolve().name),
+        what=printable(pathlib.Path(images).name or os.fspath(images)),
+        expected=len(files),
+      ) as results,
     ):
       _predict_files(predictor, files, results)
       if not results.count:
+        found = counted(len(files), "file")
         raise UserError(
-          f"none of the {len(files)} files in --images={os.fspath(images)!r} is an image; expected "
-          f"pictures such as JPEG or PNG. The first: {results.skipped[0][1]}"
+          f"--images={os.fspath(images)!r} is {found}, but no image; expected pictures such as "
+          f"JPEG or PNG. The first: {results.skipped[0][1]}"
         )
       logger.info("%s", results.finish())
   except OSError as error:
@@ -158,7 +174,14 @@ class _Results:
   """The files in the output folder; until `finish` they are in another one."""
 
   def __init__(
-    self, predictor: Predictor, output: pathlib.Path, partial: pathlib.Path, expected: int
+    self,
+    predictor: Predictor,
+    output: pathlib.Path,
+    partial: pathlib.Path,
+    *,
+    run: str,
+    what: str,
+    expected: int,
   ):
     """Opens the files.
 
@@ -166,6 +189,8 @@ class _Results:
       predictor: that makes them.
       output: folder, which exists.
       partial: folder on the same disk.
+      run: name of what was trained.
+      what: name of what is predicted.
       expected: images.
 
     Raises:
@@ -175,13 +200,14 @@ class _Results:
     self.skipped: list[tuple[str, str]] = []
     self._output, self._partial = output, partial
     self._class_names = predictor.card.class_names
-    self._step = predictor.step
+    self._run, self._what, self._step = run, what, predictor.step
     self._labels = _unique_labels(self._class_names)
     self._known = self._right = 0
     self._has_maps = False
     self._gallery = Gallery(self._class_names, box_map=BOX_MAP, expected=expected)
     self._overlays = output / "overlays"
     self._overlays.mkdir(exist_ok=True)
+    self._replaces = (output / "predictions.jsonl").exists()
     self._earlier = _earlier_overlays(output)
     (partial / "overlays").mkdir()
     self._jsonl = (partial / "predictions.jsonl").open("w", encoding="utf-8")
@@ -227,18 +253,23 @@ class _Results:
   def finish(self) -> str:
     """Writes the report, puts all in its place, and returns what to tell the user."""
     self._gallery.write(
-      self._partial / "report.html", model=f"model of step {self._step}", skipped=self.skipped
+      self._partial / "report.html",
+      model=f"{self._run}, step {self._step}",
+      skipped=self.skipped,
+      title=f"Predictions of {self._what}",
     )
     self._replace_earlier()
     report = self._output / "report.html"
-    lines = [f"Predicted {self.count} images."]
+    lines = [f"Predicted {counted(self.count, 'image')}."]
+    if self._replaces:
+      lines.append("  replaced     the predictions that were there; --output names another folder")
     if self._known:
       share = 100 * self._right / self._known
       lines.append(
         f"  right        {self._right} of {self._known} with a known label, {share:.2f} %"
       )
     if self.skipped:
-      lines.append(f"  skipped      {len(self.skipped)} files that are no readable images")
+      lines.append(f"  skipped      {counted(len(self.skipped), 'file')} that cannot be read")
     lines.append(f"  report       {report}   open it in a browser")
     lines.append(f"  predictions  {self._output / 'predictions.jsonl'} and .csv")
     if self._has_maps:
@@ -268,8 +299,12 @@ def _earlier_overlays(output: pathlib.Path) -> set[str]:
   path = output / "predictions.jsonl"
   if not path.exists():
     return set()
+  found = set()
   with path.open(encoding="utf-8", errors="replace") as lines:
-    return {match[1] for line in lines if (match := _OVERLAY.search(line))}
+    for line in lines:
+      with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that is none of ours
+        found.add(json.loads(line)["overlay"])
+  return {name for name in found if isinstance(name, str) and _OVERLAY.fullmatch(name)}
 
 
 def _unique_labels(class_names: tuple[str, ...]) -> dict[str, int]:
@@ -320,8 +355,8 @@ def _csv_row(record: dict[str, Any]) -> list[Any]:
 
 
 def _safe(stem: str) -> str:
-  """Part of a file name that is harmless everywhere."""
-  return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:60]
+  """Part of a file name that is harmless everywhere; letters and digits of any script stay."""
+  return re.sub(r"[^\w-]+", "_", nfc(stem))[:50]
 
 
 def _heat(image: np.ndarray, score_map: np.ndarray, window: np.ndarray) -> np.ndarray:

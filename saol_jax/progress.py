@@ -25,7 +25,7 @@ class Chrono:
     """
     self._num_steps, self._batch_size = num_train_steps, batch_size
     self._start = time.monotonic() - elapsed
-    self._mark, self._mark_step, self._paused, self._waited = None, 0, 0.0, 0.0
+    self.begin(0)
     self._starved_lines, self._warned = 0, False
 
   @property
@@ -35,8 +35,8 @@ class Chrono:
 
   def begin(self, step: int) -> None:
     """Starts an interval at `step`."""
-    self._mark, self._mark_step = time.monotonic(), step
-    self._paused = self._waited = 0.0
+    self._mark = self._said = time.monotonic()
+    self._mark_step, self._paused, self._waited = step, 0.0, 0.0
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
@@ -61,9 +61,7 @@ class Chrono:
       Images a second, the share of the time that was spent waiting for data, and the seconds of
       training that are left.
     """
-    seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
-    rate = (step - self._mark_step) * self._batch_size / seconds
-    left = (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
+    seconds, rate, left = self._pace(step)
     waited = min(self._waited / seconds, 1.0)
     self._starved_lines = self._starved_lines + 1 if waited > _STARVING else 0
     if self._starved_lines >= _LINES_IN_A_ROW and not self._warned:
@@ -76,6 +74,24 @@ class Chrono:
       )
     self.begin(step)
     return rate, waited, left
+
+  def glance(self, step: int) -> tuple[float, float] | None:
+    """Images a second and the seconds that are left, where nobody has said so for a while.
+
+    The interval goes on. None where it has just begun, or where `lap` or this said something in the
+    last seconds.
+    """
+    now = time.monotonic()
+    if now - self._said < _SECONDS_BETWEEN_LINES or step <= self._mark_step:
+      return None
+    self._said = now
+    return self._pace(step)[1:]
+
+  def _pace(self, step: int) -> tuple[float, float, float]:
+    """Seconds of the interval so far, its images a second, and the seconds left at that speed."""
+    seconds = max(time.monotonic() - self._mark - self._paused, 1e-9)
+    rate = (step - self._mark_step) * self._batch_size / seconds
+    return seconds, rate, (self._num_steps - step) * self._batch_size / max(rate, 1e-9)
 
 
 class Progress:

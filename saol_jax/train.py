@@ -159,6 +159,7 @@ class _Run:
         in_flight.append(metrics)
         if len(in_flight) > _STEPS_IN_FLIGHT:
           self.stop.count(jax.block_until_ready(in_flight.popleft()))
+          _say_pace(self.experiment, step - len(in_flight), chrono)
 
   def _next(self, batches: Iterator, state: TrainState, chrono: Chrono) -> dict[str, jax.Array]:
     """The next batch; what is trained so far is saved if the data cannot be read any more.
@@ -298,11 +299,8 @@ def _log_progress(
     },
   )
   logger.info(
-    "step %*d/%d %5.1f %%  loss %.3f (%s)  lr %.2e  %.0f images/s%s  %s left",
-    len(str(experiment.num_train_steps)),
-    step,
-    experiment.num_train_steps,
-    100 * step / experiment.num_train_steps,
+    "%s  loss %.3f (%s)  lr %.2e  %.0f images/s%s  %s left",
+    _place(experiment, step),
     means["loss"],
     " ".join(f"{name} {value:.3f}" for name, value in parts.items()),
     rate,
@@ -317,6 +315,22 @@ def _log_progress(
     for name in state.totals
   }
   return state.replace(totals=zeros)
+
+
+def _say_pace(experiment: Experiment, step: int, chrono: Chrono) -> None:
+  """A line of progress while the next one of the log is far."""
+  pace = chrono.glance(step)
+  if pace is not None:
+    images_per_second, left = pace
+    logger.info(
+      "%s  %.0f images/s  %s left", _place(experiment, step), images_per_second, clock(left)
+    )
+
+
+def _place(experiment: Experiment, step: int) -> str:
+  """How far a run is."""
+  last = experiment.num_train_steps
+  return f"step {step:{len(str(last))}}/{last} {100 * step / last:5.1f} %"
 
 
 def _check_finite(state: TrainState) -> None:

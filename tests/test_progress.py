@@ -36,6 +36,21 @@ def test_pauses_do_not_count_and_waiting_is_a_share_of_the_rest(now):
   assert chrono.lap(50)[:2] == (pytest.approx(20 * 32 / 4), 0.0)
 
 
+def test_a_glance_says_the_pace_now_and_then_and_leaves_the_interval(now):
+  chrono = Chrono(num_train_steps=100, batch_size=32, elapsed=0.0)
+  chrono.begin(20)
+  pass_time(chrono, now, training=9.0, waiting=0.0)
+  assert chrono.glance(22) is None  # too soon
+  pass_time(chrono, now, training=3.0, waiting=0.0, pausing=5.0)
+  assert chrono.glance(20) is None  # nothing is done yet
+  assert chrono.glance(24) == (pytest.approx(4 * 32 / 12), pytest.approx(76 * 3))
+  assert chrono.glance(25) is None  # just said
+  pass_time(chrono, now, training=12.0, waiting=0.0)
+  assert chrono.lap(28)[0] == pytest.approx(8 * 32 / 24)  # of the whole interval
+  pass_time(chrono, now, training=9.0, waiting=0.0)
+  assert chrono.glance(30) is None
+
+
 def test_waiting_for_data_is_warned_of_once_when_it_goes_on(now, caplog):
   chrono = Chrono(num_train_steps=100, batch_size=32, elapsed=0.0)
   chrono.begin(0)

@@ -190,7 +190,7 @@ class EncodedSource:
       raise UserError(
         f"{self._list(self.broken)}\nMore than data.max_bad_fraction={most} of {len(self)} images "
         "are broken. Mend or remove them (--mode=inspect lists all), or allow more, such as "
-        f"--config.data.max_bad_fraction={min(10 * count / len(self), 1):.2g}"
+        f"--config.data.max_bad_fraction={min(2 * count / len(self), 1):.2g}"
       )
 
   def _list(self, broken: dict[int, str]) -> str:

@@ -130,6 +130,24 @@ def test_images_may_lie_below_the_output(run, folder, tmp_path):
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1
 
 
+def test_pictures_keep_the_letters_of_their_names_and_are_replaced_with_a_word(
+  run, photo, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("saol_jax"), "propagate", True)
+  (tmp_path / "images").mkdir()
+  Image.fromarray(photo).save(tmp_path / "images" / "例 é<b>.png")
+  for said in (False, True):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "saol_jax"):
+      predict_command(run.folder, tmp_path / "images", output=tmp_path / "out", batch_size=8)
+    assert ("replaced     the predictions that were there" in caplog.text) == said
+    assert "Predicted 1 image." in caplog.text
+    assert [path.name for path in (tmp_path / "out" / "overlays").iterdir()] == [
+      "000000_例_é_b_.jpg"
+    ]
+  assert "<title>Predictions of images</title>" in (tmp_path / "out" / "report.html").read_text()
+
+
 def _contents(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -138,7 +156,7 @@ def test_a_call_that_fails_leaves_the_results_of_the_one_before(run, folder, tmp
   predict_command(run.folder, folder, output=tmp_path, top_k=3, batch_size=8)
   before = _contents(tmp_path)
   assert len(before) == 15 + 3
-  with pytest.raises(UserError, match="none of the 1 files"):
+  with pytest.raises(UserError, match="is 1 file, but no image"):
     predict_command(run.folder, folder / "empty.jpg", output=tmp_path, batch_size=8)
   assert _contents(tmp_path) == before
 
@@ -182,7 +200,7 @@ def test_the_user_is_told(run, folder, tmp_path, caplog, monkeypatch):
 
 
 def test_nothing_readable_is_a_mistake(run, folder, tmp_path):
-  with pytest.raises(UserError, match=r"none of the 1 files.*empty.jpg cannot be read"):
+  with pytest.raises(UserError, match=r"is 1 file, but no image.*empty.jpg cannot be read"):
     predict_command(run.folder, folder / "empty.jpg", output=tmp_path)
 
 
