@@ -70,6 +70,8 @@ def write_card(
 _HEADS = {"saol": "the SAOL and GAP-FC heads", "gap": "the GAP-FC head"}
 
 _USE = """
+Needs JAX and flatbuffers, nothing of saol_jax:
+
 ```python
 import numpy as np
 from jax import export

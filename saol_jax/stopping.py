@@ -70,7 +70,7 @@ class StopRequest:
   def check(self) -> None:
     """Raises Stopped if a stop was asked for; of several processes none stops here."""
     if self._alone and self.requested:
-      raise Stopped("Stopped; what was done so far is saved.")
+      raise Stopped("Stopped; what was saved so far is kept.")
 
   def run(self, function: Callable[[], T]) -> T:
     """Calls a long function that cannot be interrupted, such as a compilation, in a thread.

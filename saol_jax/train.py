@@ -229,7 +229,11 @@ def _restore_or_init(
   if not checkpoints.steps:
     return stop.run(experiment.first_state)
   state = checkpoints.restore(experiment.abstract_state())
-  logger.info("Going on from step %d of %d", state.step, experiment.num_train_steps)
+  step, last_step = int(state.step), experiment.num_train_steps
+  if step < last_step:
+    logger.info("Going on from step %d of %d", step, last_step)
+  else:
+    logger.info("This run is finished, at step %d; its pictures are drawn anew", step)
   return state
 
 

@@ -149,6 +149,10 @@ def read_config(path: pathlib.Path, dtype: str | None = None) -> ml_collections.
   try:
     return _config_of(json.loads(path.read_text()), dtype)
   except FileNotFoundError as error:
+    if not path.parent.exists():
+      raise UserError(
+        f"{path.parent} does not exist; expected the workdir of a run, or an export"
+      ) from error
     raise UserError(
       f"{path.parent} is no workdir of a run, since it has no {path.name}; train first, with "
       "--mode=train"
