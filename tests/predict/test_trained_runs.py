@@ -76,8 +76,8 @@ def _damaged(name, text):
 @pytest.mark.parametrize(
   ("harm", "message"),
   [
-    (shutil.rmtree, "no config.json.*--mode=train"),
-    (_without("config.json"), "no config.json"),
+    (shutil.rmtree, "copy does not exist; expected the workdir of a run"),
+    (_without("config.json"), "no config.json.*--mode=train"),
     (_damaged("config.json", "{"), "config.json is not readable"),
     (_damaged("config.json", "null"), "config.json is not readable"),
     (_damaged("config.json", '{"model": []}'), "config.json is not readable"),
