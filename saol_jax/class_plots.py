@@ -126,7 +126,7 @@ def draw_classes(
   course.set_ylim(0, 102)
   course.set_xlim(0.5, len(known) + 0.5)
   course.locator_params(axis="x", integer=True, min_n_ticks=1)
-  course.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+  course.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
   course.grid(color=PALE, linewidth=0.6, alpha=0.6)
   course.set_xlabel("classes, hardest first", color=GREY)
   course.set_ylabel("accuracy, %", color=GREY)

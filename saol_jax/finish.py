@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+from saol_jax.backbones import is_built_in
 from saol_jax.curves import draw_curves
 from saol_jax.data import Source
 from saol_jax.experiment import Experiment
@@ -70,7 +71,9 @@ def finish(
     seconds=final["time/elapsed_seconds"],
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
-    next_commands=_next_commands(bool(len(source.boxed))),
+    next_commands=_next_commands(
+      workdir, bool(len(source.boxed)), is_built_in(experiment.config.model.name)
+    ),
   )
 
 
@@ -116,18 +119,27 @@ def _head_name(metric: str, prefix: str) -> str:
   return f"{name}, EMA" if head.startswith("ema_") else name
 
 
-def _next_commands(with_boxes: bool) -> list[tuple[str, str]]:
-  """What to try after this run, as commands to copy; none where it was not started by main.py."""
+def _next_commands(
+  workdir: pathlib.Path, with_boxes: bool, built_in: bool
+) -> list[tuple[str, str]]:
+  """What to try after this run, as commands to copy; none where it was not started by main.py.
+
+  Args:
+    workdir: of the run, which has its config.
+    with_boxes: there are true boxes.
+    built_in: the backbone is one of ours; another one may be registered by the recipe, which the
+      commands then name again.
+  """
   if pathlib.Path(sys.argv[0]).name != "main.py":
     return []
   ours = [part for part in sys.argv if not part.startswith(_OF_PROCESSES)]
-  same = shlex.join([_python(), *ours])
+  arguments = [ours[0], f"--workdir={workdir}"] if built_in else ours
+  same = shlex.join([_python(), *arguments])
   commands = [
     ("evaluate the best checkpoint", f"{same} --mode=evaluate --config.evaluate.checkpoint=best")
   ]
   if with_boxes:
     commands.append(("score its maps against the true boxes", f"{same} --mode=localize"))
-  # A recipe may have registered the backbone: --config stays, though most networks need none here.
   predict = f"{same} --mode=predict --images=FOLDER"
   commands.append(("see what it makes of your images", predict))
   return commands

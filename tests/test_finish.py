@@ -49,9 +49,19 @@ def test_summary_without_training_and_durations(seconds, words):
   assert "Next" not in text
 
 
-def test_every_next_command_keeps_the_recipe_which_may_register_the_backbone(monkeypatch):
+def test_every_next_command_keeps_a_recipe_that_may_register_the_backbone(monkeypatch):
   argv = ["main.py", "--config", "my recipe.py", "--workdir=run", "--process_id=0"]
   monkeypatch.setattr(sys, "argv", argv)
-  commands = [shlex.split(command)[1:] for _, command in finish._next_commands(with_boxes=True)]
+  found = finish._next_commands(pathlib.Path("run"), True, False)
+  commands = [shlex.split(command)[1:] for _, command in found]
   assert [command[:4] for command in commands] == [argv[:4]] * 3
   assert commands[-1][4:] == ["--mode=predict", "--images=FOLDER"]
+
+
+def test_of_our_backbones_the_next_commands_need_the_workdir_alone(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["main.py", "--config=r.py", "--config.seed=3", "--workdir=a b"])
+  found = finish._next_commands(pathlib.Path("a b"), False, True)
+  assert [shlex.split(command)[1:] for _, command in found] == [
+    ["main.py", "--workdir=a b", "--mode=evaluate", "--config.evaluate.checkpoint=best"],
+    ["main.py", "--workdir=a b", "--mode=predict", "--images=FOLDER"],
+  ]

@@ -43,6 +43,11 @@ def list_backbones() -> tuple[str, ...]:
   return tuple(sorted(_BUILDERS))
 
 
+def is_built_in(name: str) -> bool:
+  """Whether a backbone is one of ours, which needs no recipe to register it."""
+  return name in _BUILDERS and _BUILDERS[name].__module__.startswith("saol_jax.")
+
+
 def create_backbone(
   name: str,
   *,
