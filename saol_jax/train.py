@@ -11,26 +11,25 @@ import time
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from saol_jax import workdir as workdirs
 from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
-from saol_jax.distributed import is_main_process, replicated, wait_for_all
+from saol_jax.distributed import is_main_process, wait_for_all
 from saol_jax.errors import DivergedError, Stopped, UserError
 from saol_jax.evaluate import describe, evaluate, report_classes
 from saol_jax.experiment import Experiment
 from saol_jax.figures import Figures
 from saol_jax.finish import finish
 from saol_jax.model_card import write_model_json
-from saol_jax.progress import Chrono, clock
+from saol_jax.progress import Chrono
 from saol_jax.runlog import RunLog, scores
 from saol_jax.stopping import StopRequest
-from saol_jax.train_step import TrainState, loss_weights
+from saol_jax.train_step import TrainState
+from saol_jax.training_lines import introduce, log_progress, say_pace
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def train_and_evaluate(
     log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     scored.update(scores(log.records, experiment.score_name))
 
-    _introduce(experiment, evaluation, state)
+    introduce(experiment, evaluation, state)
     started = time.monotonic()
     stop.run(experiment.compile)
     logger.info("Compiled in %.0f s", time.monotonic() - started)
@@ -139,7 +138,8 @@ class _Run:
       while True:
         if due(config.log_every_steps) and step > first_step:
           self.put_back()
-          state = _log_progress(self.experiment, state, self.log, chrono)
+          _check_finite(state)
+          state = log_progress(self.experiment, state, self.log, chrono)
 
         evaluation_due = due(config.eval_every_steps) and step not in self.scored
         if evaluation_due or due(config.checkpoint_every_steps) or self.stop.requested:
@@ -159,7 +159,7 @@ class _Run:
         in_flight.append(metrics)
         if len(in_flight) > _STEPS_IN_FLIGHT:
           self.stop.count(jax.block_until_ready(in_flight.popleft()))
-          _say_pace(self.experiment, step - len(in_flight), chrono)
+          say_pace(self.experiment, step - len(in_flight), chrono)
 
   def _next(self, batches: Iterator, state: TrainState, chrono: Chrono) -> dict[str, jax.Array]:
     """The next batch; what is trained so far is saved if the data cannot be read any more.
@@ -235,106 +235,6 @@ def _restore_or_init(
   else:
     logger.info("This run is finished, at step %d; its pictures are drawn anew", step)
   return state
-
-
-def _introduce(experiment: Experiment, evaluation, state: TrainState) -> None:
-  """Says what will be trained on what."""
-  config, info = experiment.config, experiment.info
-  logger.info("%s", _overview(state.variables.params))
-  if experiment.multipliers.rules:
-    logger.info("Learning rates: %s", experiment.multipliers.describe(state.variables.params))
-  logger.info(
-    "%s with head %s on %s: %d training and %d %s images of %d classes; %d steps of %d images in "
-    "%s on %d %s device(s)",
-    config.model.name,
-    config.model.head,
-    config.data.name,
-    len(experiment.train),
-    len(evaluation),
-    experiment.eval_split,
-    len(info.class_names),
-    experiment.num_train_steps,
-    config.batch_size,
-    config.dtype,
-    experiment.mesh.size,
-    jax.default_backend(),
-  )
-  if experiment.eval_split == "test":
-    logger.info(
-      "The best checkpoint is chosen on the test split: report the last one, or hold out a share "
-      "of train with --config.data.validation=0.1"
-    )
-
-
-def _overview(params: dict) -> str:
-  """A table of the parameters, or their number where clu, which draws it, is not installed."""
-  try:
-    from clu import parameter_overview
-  except ImportError:
-    return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters"
-  return parameter_overview.get_parameter_overview(params, include_stats=False)
-
-
-def _log_progress(
-  experiment: Experiment, state: TrainState, log: RunLog, chrono: Chrono
-) -> TrainState:
-  """Writes the means since the last line, and starts new ones."""
-  _check_finite(state)
-  totals = {name: float(value) for name, value in jax.device_get(state.totals).items()}
-  steps, step = totals.pop("steps"), int(state.step)
-  means = {name: total / steps for name, total in totals.items()}
-  parts = {name: means[name] for name in loss_weights(experiment.config)}
-  rate = float(experiment.schedule(jnp.int32(step - 1)))
-  images_per_second, waited, left = chrono.lap(step)
-  # Counted, not averaged: images that stood in for broken ones.
-  replaced = {"train/replaced_images": totals.pop("replaced")} if "replaced" in totals else {}
-  log.write(
-    step,
-    {
-      "train/loss": means["loss"],
-      **{f"train/loss_{name}": value for name, value in parts.items()},
-      "train/top1": means["top1"],
-      "train/gradient_norm": means["gradient"],
-      "train/learning_rate": rate,
-      **replaced,
-      "time/images_per_second": images_per_second,
-      "time/data_wait_share": waited,
-      "time/elapsed_seconds": chrono.elapsed,
-    },
-  )
-  logger.info(
-    "%s  loss %.3f (%s)  lr %.2e  %.0f images/s%s  %s left",
-    _place(experiment, step),
-    means["loss"],
-    " ".join(f"{name} {value:.3f}" for name, value in parts.items()),
-    rate,
-    images_per_second,
-    f" (waited for data {100 * waited:.0f} %)" if waited >= 0.01 else "",
-    clock(left),
-  )
-  # A buffer each, since the step donates them; `device_put` would compare them between processes.
-  everywhere = replicated(experiment.mesh)
-  zeros = {
-    name: jax.make_array_from_callback((), everywhere, lambda _: np.float32(0))
-    for name in state.totals
-  }
-  return state.replace(totals=zeros)
-
-
-def _say_pace(experiment: Experiment, step: int, chrono: Chrono) -> None:
-  """A line of progress while the next one of the log is far."""
-  pace = chrono.glance(step)
-  if pace is not None:
-    images_per_second, left = pace
-    logger.info(
-      "%s  %.0f images/s  %s left", _place(experiment, step), images_per_second, clock(left)
-    )
-
-
-def _place(experiment: Experiment, step: int) -> str:
-  """How far a run is."""
-  last = experiment.num_train_steps
-  return f"step {step:{len(str(last))}}/{last} {100 * step / last:5.1f} %"
 
 
 def _check_finite(state: TrainState) -> None:
