@@ -63,7 +63,7 @@ def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path):
 
 
 def test_the_prefix_of_a_scratch_folder_is_no_pattern(tmp_path):
-  """As `--output=run[1]` may make it."""
+  """An export's holds the name of its folder."""
   left, other = tmp_path / "run[1]-left", tmp_path / "run1-left"
   for folder in (left, other):
     folder.mkdir()
