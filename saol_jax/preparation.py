@@ -77,7 +77,7 @@ def prepare_batch(
     )
     shares = jax.lax.with_sharding_constraint(shares, replicated(mesh))
     blended, blended_targets = mixup.blend(images, targets, shares)
-    pasted = boxes[:, 2] > boxes[:, 0]
+    pasted = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     mixed = jnp.where(pasted[:, None, None, None], mixed, blended)
     mixed_targets = jnp.where(pasted[:, None], mixed_targets, blended_targets)
   return {"image": images, "mixed": mixed, "target": mixed_targets, "box": boxes}

@@ -13,8 +13,8 @@ from saol_jax.heads import SAOL, GapFC, spatial_attention_pool
 ONES = jnp.ones
 
 
-def make_saol(channels=(4, 8), classes=3, **options):
-  return SAOL(channels, classes, width=2, rngs=nnx.Rngs(0), **options)
+def make_saol(channels=(4, 8), classes=3, width=2, **options):
+  return SAOL(channels, classes, width=width, rngs=nnx.Rngs(0), **options)
 
 
 class Ours(nnx.Module):
@@ -36,7 +36,9 @@ class WithoutChannels(nnx.Module):
     (lambda: GapFC(8, 0, rngs=nnx.Rngs(0)), "num_classes=0; expected a whole number, 1 or more"),
     (lambda: GapFC(8, "10", rngs=nnx.Rngs(0)), "num_classes='10'; expected a whole number"),
     (lambda: GapFC(8, 10.0, rngs=nnx.Rngs(0)), "num_classes=10.0; expected a whole number"),
+    (lambda: GapFC(0, 3, rngs=nnx.Rngs(0)), "channels=0; expected"),
     (lambda: make_saol(classes=-1), "num_classes=-1; expected"),
+    (lambda: make_saol(width=0), "width=0; expected"),
     (lambda: make_saol((4, 0)), "stage_channels[1]=0; expected"),
     (lambda: make_saol(norm_group=-1), "norm_group=-1; expected"),
     (lambda: make_saol(kernel_size=2), "kernel_size=2; expected an odd number, such as 3"),
@@ -67,6 +69,12 @@ def test_impossible_sizes(make, message):
 def test_stages_that_do_not_fit(stages):
   with pytest.raises(ValueError, match=r"stage maps of shapes .* the last 2 with 4, 8 channels"):
     make_saol()(stages, train=False)
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (2, 5, 5, 4)])
+def test_a_stage_that_does_not_fit_gap_fc(shape):
+  with pytest.raises(ValueError, match=r"stage maps of shapes .* the last 1 with 8 channels"):
+    GapFC(8, 3, rngs=nnx.Rngs(0))(ONES(shape))
 
 
 def test_more_stages_than_are_used_fit():
@@ -104,6 +112,10 @@ BOXES = jnp.zeros((4, 4), jnp.int32)
     ),
     (lambda: losses.soft_cross_entropy(ONES((4, 3)), ONES((4, 1))), r"targets \(4, 1\)"),
     (lambda: losses.mask_loss(ONES((2, 8, 8)), ONES((8, 8))), r"mask \(8, 8\)"),
+    (
+      lambda: losses.consistency_loss(ONES((2, 4, 4, 3)), ONES((2, 1, 1, 3)), ONES((2, 4, 4))),
+      r"target \(2, 1, 1, 3\)",
+    ),
     (
       lambda: losses.consistency_loss(ONES((2, 4, 4, 3)), ONES((2, 4, 4, 3)), ONES((2, 1, 1))),
       r"mask \(2, 1, 1\)",

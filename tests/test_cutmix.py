@@ -67,6 +67,13 @@ def test_probability_0_mixes_nothing():
   np.testing.assert_array_equal(sample_boxes(jax.random.key(0), 6, 32, 32, prob=0.0), 0)
 
 
+def test_boxes_are_uniform_and_in_every_image_by_default():
+  """Lambda is uniform, that is Beta(1, 1), as in CutMix on ImageNet."""
+  key = jax.random.key(0)
+  expected = cutmix.sample_boxes(key, 64, 32, 32, alpha=1.0, prob=1.0)
+  np.testing.assert_array_equal(cutmix.sample_boxes(key, 64, 32, 32), expected)
+
+
 def test_one_box_a_batch_by_option():
   own = np.asarray(sample_boxes(jax.random.key(0), 6, 32, 32, prob=1.0))
   assert len({tuple(box) for box in own}) == 6

@@ -30,6 +30,17 @@ def test_the_same_text_is_not_written_again(tmp_path):
   assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_who_reads_the_old_text_reads_it_to_its_end(tmp_path):
+  """A file is replaced, never rewritten; so is one that others link to."""
+  path, link = tmp_path / "config.json", tmp_path / "link"
+  write_text(path, "old")
+  os.link(path, link)
+  with path.open() as reader:
+    write_text(path, "new")
+    assert reader.read() == link.read_text() == "old"
+  assert path.read_text() == "new"
+
+
 def test_names_that_are_not_utf_8_come_back_as_their_bytes(tmp_path):
   write_text(tmp_path / "MODEL_CARD.md", os.fsdecode(b"caf\xe9"))
   assert (tmp_path / "MODEL_CARD.md").read_bytes() == b"caf\xe9"
@@ -49,3 +60,14 @@ def test_a_scratch_folder_goes_and_takes_what_killed_processes_left(tmp_path):
       assert second != first
     (first / "file").write_text("")
   assert sorted(path.name for path in tmp_path.iterdir()) == [".x-new", ".y-left"]
+
+
+def test_the_prefix_of_a_scratch_folder_is_no_pattern(tmp_path):
+  """An export's holds the name of its folder."""
+  left, other = tmp_path / "run[1]-left", tmp_path / "run1-left"
+  for folder in (left, other):
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+  with scratch_folder(tmp_path, "run[1]-"):
+    assert not left.exists()
+    assert other.exists()

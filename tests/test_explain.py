@@ -54,15 +54,22 @@ def maps_of(model, variables, names, x=None):
   return jax.jit(lambda v, x: explain.score_maps(model, v, x, LABELS, names)[0])(variables, x)
 
 
-def test_cam_of_a_linear_network_is_the_analytic_answer():
-  class Identity(nnx.Module):
-    stage_channels = (3,)
+class Identity(nnx.Module):
+  """The image is its only stage."""
 
-    def __call__(self, images, *, train):
-      return (images,)
+  stage_channels = (3,)
 
+  def __call__(self, images, *, train):
+    return (images,)
+
+
+def linear_model():
   model = FunctionalModel(lambda rngs: Classifier(Identity(), GapFC(3, CLASSES, rngs=rngs), None))
-  variables = model.init(jax.random.key(0))
+  return model, model.init(jax.random.key(0))
+
+
+def test_cam_of_a_linear_network_is_the_analytic_answer():
+  model, variables = linear_model()
   kernel = np.asarray(variables.params["gap"]["linear"]["kernel"])
   bias = np.asarray(variables.params["gap"]["linear"]["bias"])
   maps, output = explain.score_maps(model, variables, images(), LABELS, ["cam"])
@@ -79,6 +86,19 @@ def test_cam_by_hand():
   for label, expected in ((0, [210, -70]), (1, [-3, 5]), (2, [10, -5])):
     result = explain.cam(stage, kernel, jnp.array([label]))
     np.testing.assert_array_equal(result, [[expected]])
+
+
+def test_maps_of_bfloat16_stages_are_computed_in_float32():
+  stage = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 3)), jnp.bfloat16)
+  kernel = jnp.asarray(np.random.default_rng(1).normal(size=(3, CLASSES)), jnp.float32)
+  exact = np.asarray(stage, np.float64)
+  found = explain.cam(stage, kernel, jnp.array([1]))
+  np.testing.assert_allclose(found, exact @ np.float64(kernel[:, 1]), rtol=1e-5)
+  assert found.dtype == jnp.float32
+  # Each gradient is 1.
+  found = explain.grad_cam(lambda x: x.astype(jnp.float32).sum((1, 2, 3)), stage)
+  np.testing.assert_allclose(found, np.maximum(exact.sum(-1), 0), rtol=1e-5)
+  assert found.dtype == jnp.float32
 
 
 def test_grad_cam_on_a_gap_network_is_the_cam_without_its_negative_part():
@@ -166,6 +186,13 @@ def test_grad_cam_plus_plus_is_the_papers_formula_with_an_exponential():
 def test_grad_cam_plus_plus_of_no_gradient_is_zero():
   stage = jnp.ones((2, 3, 3, 4))
   result = explain.grad_cam_plus_plus(lambda x: 0 * x.sum((1, 2, 3)), stage)
+  np.testing.assert_array_equal(result, 0)
+
+
+def test_grad_cam_plus_plus_is_zero_where_its_denominator_is():
+  """2 g^2 + g^3 sum X of a gradient of 1 and a sum of -2."""
+  stage = jnp.array([3.0, -5.0]).reshape(1, 1, 2, 1)
+  result = explain.grad_cam_plus_plus(lambda x: x.sum((1, 2, 3)), stage)
   np.testing.assert_array_equal(result, 0)
 
 
@@ -287,11 +314,18 @@ def test_map_belongs_to_the_head_that_makes_it():
   assert {name for name, head in heads.items() if head == "gap"} == gap
 
 
-@pytest.mark.parametrize("name", ["class", "joint", "saol_gradcam_1", "gap_gradcam_4", "scorecam"])
+@pytest.mark.parametrize(
+  "name", ["class", "joint", "saol_gradcam_1", "gap_gradcam_0", "gap_gradcam_4", "scorecam"]
+)
 def test_a_map_that_the_model_lacks_is_refused(name):
   model, variables = toy_model("gap")
   with pytest.raises(UserError, match=f"{name}.*expected one of cam, gap_gradcam_1"):
     maps_of(model, variables, [name])
+
+
+def test_a_stage_that_is_the_image_itself_is_refused():
+  with pytest.raises(UserError, match=r"Stage 1 of the backbone .* it is the image itself"):
+    maps_of(*linear_model(), ["gap_gradcam_1"])
 
 
 def test_stages_in_one_compiled_block_are_refused():

@@ -40,6 +40,22 @@ class ReadTwice(nnx.Module):
     return x, self.norm(x, train=train)
 
 
+class Biased(nnx.Module):
+  """A convolution with a bias before its norm, and a norm after a sum, which must stay."""
+
+  stage_channels, stage_strides = (4, 4), (1, 1)
+
+  def __init__(self, rngs):
+    self.first = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+    self.norm = GhostBatchNorm(4)
+    self.second = nnx.Conv(4, 4, (3, 3), use_bias=False, rngs=rngs)
+    self.last = GhostBatchNorm(4)
+
+  def __call__(self, images, *, train):
+    x = self.norm(self.first(images), train=train)
+    return x, self.last(self.second(x) + x, train=train)
+
+
 def classifier(backbone, *, mask_branch=False):
   def make():
     rngs = nnx.Rngs(0)
@@ -58,7 +74,7 @@ def forward(model, images):
   ("backbone", "before", "after"),
   # Of Post: the images' norm stays. Of SAOL: the norm after the concatenation stays, and that of
   # the attention branch goes.
-  [(Post, 7 + 2, 1 + 1), (ReadTwice, 1 + 2, 1 + 1)],
+  [(Post, 7 + 2, 1 + 1), (ReadTwice, 1 + 2, 1 + 1), (Biased, 2 + 2, 1 + 1)],
 )
 def test_folded_model_is_the_same_function(backbone, before, after):
   model = build(classifier(backbone))
@@ -69,6 +85,11 @@ def test_folded_model_is_the_same_function(backbone, before, after):
   assert count_norms(model) == after
   for value, wanted in zip(forward(model, images), expected, strict=True):
     np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_is_not_folded_where_its_result_is_one_of_the_models():
+  model = fuse_norms(build(lambda: ReadTwice(nnx.Rngs(0))), (8, 8))
+  assert count_norms(model) == 1
 
 
 def test_structure_can_be_made_without_values():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saol_jax.heads import SAOL, GapFC, spatial_attention_pool
+from saol_jax.heads import SAOL, GapFC, _resized_conv, spatial_attention_pool
+from saol_jax.norm import GhostBatchNorm
 
 # Plain NumPy in float64: every formula again, from the definitions
 
@@ -326,12 +327,15 @@ def test_gradients_equal_finite_differences_through_everything():
     assert (np.abs(gradient).max() == 0) == (name in ("[1][0]", "[1][1]")), name
 
 
-@pytest.mark.parametrize("grid", [(2, 3), (9, 7), (8, 3)])
-def test_a_1x1_convolution_and_the_resize_commute(grid):
+@pytest.mark.parametrize("grid", [(2, 3), (9, 7), (8, 3), (6, 5)])
+def test_a_resized_1x1_convolution_is_both_orders(grid):
   """Why the cheaper order may be taken: the result does not tell which one was."""
-  rng = np.random.default_rng(0)
-  x, layer = rng.normal(size=(2, 6, 5, 4)), {"kernel": rng.normal(size=(1, 1, 4, 3))}
-  np.testing.assert_allclose(conv(resize(x, grid), layer), resize(conv(x, layer), grid), atol=1e-12)
+  x = np.random.default_rng(0).normal(size=(2, 6, 5, 4))
+  layer = nnx.Conv(4, 3, (1, 1), use_bias=False, rngs=nnx.Rngs(0))
+  result = _resized_conv(layer, jnp.float32(x), grid)
+  layer = {"kernel": np.float64(layer.kernel[...])}
+  for expected in (conv(resize(x, grid), layer), resize(conv(x, layer), grid)):
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_each_lateral_takes_the_cheaper_order():
@@ -375,6 +379,34 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
     np.testing.assert_allclose(*values, atol=0.1, err_msg=name)
   np.testing.assert_allclose(np.sum(rounded.attention, (1, 2)), 1, rtol=1e-5)
   np.testing.assert_allclose(np.exp(rounded.log_probs).sum(1), 1, rtol=1e-5)
+
+
+def test_all_convolutions_and_norms_of_bfloat16_compute_in_it():
+  shapes = STAGES["three, shrinking"]
+  call, params, stats, stages = random_saol(shapes, dtype=jnp.bfloat16)
+  stages = [stage.astype(jnp.bfloat16) for stage in stages]
+  program = jax.make_jaxpr(functools.partial(call, train=True))(params, stats, stages)
+  (program,) = (equation.params["jaxpr"] for equation in program.eqns)
+  convs = [e for e in program.eqns if e.primitive.name == "conv_general_dilated"]
+  assert len(convs) == 2 + 3 + 1 + 2
+  arrays = [v.aval for conv in convs for v in (*conv.invars, *conv.outvars)]
+  assert {array.dtype for array in arrays} == {jnp.dtype(jnp.bfloat16)}
+  channels = [shape[-1] for shape in shapes]
+  model = nnx.eval_shape(lambda: SAOL(channels, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+  norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, GhostBatchNorm)]
+  assert [norm.dtype for norm in norms] == [jnp.bfloat16] * 3
+
+
+def test_convolutions_start_with_the_variance_of_he():
+  """2 over what an output sums up, so that ReLUs keep the scale."""
+  model = SAOL((4, 64), 10, width=64, rngs=nnx.Rngs(0))
+  for layer, inputs in (
+    (model.attention.hidden, 9 * 64),
+    (model.mask.hidden, 9 * 64),
+    (model.laterals[1], 64),
+    (model.classify, 9 * 128),
+  ):
+    np.testing.assert_allclose(np.std(layer.kernel[...]), (2 / inputs) ** 0.5, rtol=0.03)
 
 
 def test_default_sizes_have_the_parameters_of_the_definition():

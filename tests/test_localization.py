@@ -1,3 +1,5 @@
+import re
+
 import cv2
 import jax
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from saol_jax import localization
+from tests.support import ROOT
 
 
 def test_normalise_by_hand():
@@ -125,11 +128,17 @@ def test_all_boxes_largest_region_first():
   assert boxes.dtype == np.int32
   assert localization.all_boxes(score_map, 0.95).tolist() == [[0, 0, 2, 2]]
   assert localization.all_boxes(score_map, 1.0).shape == (0, 4)
+  # So many equals that a sort which is not stable would change their order.
+  dots = np.zeros((1, 60), np.float32)
+  dots[0, ::2] = 1.0
+  dots[0, 40:43] = 1.0
+  starts = [40, *range(0, 40, 2), *range(44, 60, 2)]
+  assert localization.all_boxes(dots, 0.5)[:, 1].tolist() == starts
 
 
 def test_boxes_from_maps_by_hand():
   maps = np.zeros((5, 2, 3), np.float32)
-  maps[0, 0, 2] = 0.02  # peak far below 1: normalisation must come first
+  maps[0, 0, 2] = 0.02  # its peak is far below 1: the threshold is a share of it
   maps[1] = 3.0
   maps[2, 0, 0] = np.nan
   maps[3] = [[1, 0, 0], [1, 0, 0]]
@@ -139,6 +148,31 @@ def test_boxes_from_maps_by_hand():
   # 7 and 8. Rows at (y + 0.5) / 2 - 0.5: 1, 0.75, 0.25, 0. Above 0.5: y 0 from x 6, y 1 from x 7.
   assert boxes.tolist() == [[0, 6, 2, 9], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 4, 3], [0, 0, 0, 0]]
   assert boxes.dtype == np.int32
+
+
+def test_maps_are_scaled_after_they_are_resized():
+  """No pixel of the image reads the whole of a peak, 0.75 of it in each direction at most."""
+  peak = np.zeros((1, 3, 3), np.float32)
+  peak[0, 1, 1] = 1.0
+  assert localization.boxes_from_maps(peak, (6, 6), 0.6).tolist() == [[2, 2, 4, 4]]
+
+
+def test_thresholds_of_0_and_1_are_allowed():
+  maps = np.array([[[0.0, 1.0, 2.0]]])
+  assert localization.boxes_from_maps(maps, (1, 3), 0).tolist() == [[0, 1, 1, 3]]
+  assert localization.boxes_from_maps(maps, (1, 3), 1).tolist() == [[0, 0, 0, 0]]
+
+
+def test_boxes_are_drawn_from_the_map_that_the_readme_names():
+  assert (localization.BOX_MAP, localization.BOX_THRESHOLD) == ("activated_evidence", 0.4)
+  readme = (ROOT / "README.md").read_text()
+  assert f"`{localization.BOX_MAP}`, from which boxes are drawn" in readme
+  assert set(re.findall(r"^\| (\w+), for boxes \|", readme, re.MULTILINE)) == {localization.BOX_MAP}
+
+
+def test_a_box_with_area_has_both_sides():
+  boxes = np.array([[0, 0, 0, 0], [0, 0, 0, 5], [1, 1, 2, 1], [3, 3, 1, 1], [0, 0, 1, 1]])
+  assert localization.has_area(boxes).tolist() == [False] * 4 + [True]
 
 
 def test_iou_by_hand():

@@ -52,6 +52,14 @@ def test_step_falls_at_each_milestone():
   np.testing.assert_allclose(found, [0.4] * 3 + [0.2] * 3 + [0.1] * 2 + [0.05] * 3)
 
 
+def test_shares_of_the_run_are_rounded_to_whole_steps():
+  """As floats, 29 % and 57 % of 100 are less than 29 and 57."""
+  found = rates(100, schedule="step", milestones=(0.29, 0.57))
+  assert np.flatnonzero(np.diff(found)).tolist() == [28, 56]
+  found = rates(100, schedule="constant", warmup_share=0.29)
+  assert np.flatnonzero(found > 0.4 - 1e-6)[0] == 29
+
+
 def test_milestones_that_fall_on_one_step_all_count():
   # Of 2 steps, 0.6 and 0.7 both round to step 1.
   found = rates(2, schedule="step", milestones=(0.6, 0.7), decay_factor=0.5)
@@ -76,7 +84,7 @@ def test_one_cycle_peaks_at_30_percent_and_ends_at_almost_nothing():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_very_short_runs_have_finite_positive_rates(schedule, num_steps):
-  for warmup_share in (0.0, 0.5):
+  for warmup_share in (0.0, 0.5, 0.9):  # the last is all of the run
     found = rates(num_steps, schedule=schedule, warmup_share=warmup_share)[:-1]
     assert np.isfinite(found).all()
     assert (found > 0).all()

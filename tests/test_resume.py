@@ -9,12 +9,13 @@ import pathlib
 import shutil
 import threading
 import time
+import types
 
 import jax
 import pytest
 
 from benchmarks.faults import comparison
-from saol_jax.checkpoint import Checkpoints
+from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
 from saol_jax.evaluate import evaluate
@@ -68,6 +69,29 @@ def test_latest_two_and_the_best_are_kept(tmp_path):
   assert checkpoints.steps == [20, 40, 50]
   assert (checkpoints.best, checkpoints.latest) == (20, 50)
   checkpoints.close()
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path):
+  assert not has_checkpoints(tmp_path)
+  (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir(parents=True)
+  assert not has_checkpoints(tmp_path)
+  (tmp_path / "checkpoints" / "9").mkdir()
+  assert has_checkpoints(tmp_path)
+
+
+def test_a_disk_without_the_space_is_said_before_anything_is_written(
+  undisturbed, tmp_path, monkeypatch
+):
+  state = jax.device_put(undisturbed[1])
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  checkpoints = Checkpoints(tmp_path, {})
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=needed - 1))
+    message = f"the disk is full: {needed:,} bytes are needed, {needed - 1:,} are free; there was"
+    with pytest.raises(UserError, match=message):
+      checkpoints.save(state)
+  checkpoints.close()
+  assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_what_a_killed_save_left_is_deleted_by_the_next_run_alone(undisturbed, tmp_path):
@@ -321,6 +345,27 @@ def test_damaged_newest_checkpoint_falls_back(undisturbed, tmp_path, caplog, dam
   assert (workdir / "damaged_checkpoints" / "12").is_dir()
   assert_identical(undisturbed[1], state)
   assert records(workdir) == records(undisturbed[0])
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(undisturbed, tmp_path):
+  shutil.copytree(undisturbed[0] / "checkpoints", tmp_path / "checkpoints")
+  _flip_a_bit(tmp_path / "checkpoints" / "12")
+  checkpoints = Checkpoints(tmp_path, {})
+  with pytest.raises(UserError, match=r"could be restored \(step 12: the content of"):
+    checkpoints.restore(jax.device_put(undisturbed[1]), 12)
+  assert checkpoints.steps[-2:] == [10, 12]
+  checkpoints.close()
+
+
+def test_what_is_damaged_twice_is_set_aside_twice(undisturbed, tmp_path):
+  shutil.copytree(undisturbed[0] / "checkpoints", tmp_path / "checkpoints")
+  checkpoints, state = Checkpoints(tmp_path, {}), jax.device_put(undisturbed[1])
+  for folders in (["12"], ["12", "12-2"]):
+    checkpoints.save_for_good(state)
+    _remove_data(tmp_path / "checkpoints" / "12")
+    assert int(checkpoints.restore(state).step) == 10
+    assert sorted(path.name for path in (tmp_path / "damaged_checkpoints").iterdir()) == folders
+  checkpoints.close()
 
 
 def test_all_checkpoints_damaged_is_one_clear_error(undisturbed, tmp_path):

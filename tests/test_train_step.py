@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from saol_jax.config import resolve
 from saol_jax.data.augment import flip_and_crop, normalise
 from saol_jax.data.loader import Loader
 from saol_jax.experiment import Experiment
+from saol_jax.localization import has_area
 from saol_jax.preparation import prepare_batch
 from tests.support import assert_identical, leaves, mesh_of, tiny_config
 
@@ -100,8 +102,16 @@ def test_accumulation_without_norm_groups_warns(caplog):
 
 
 def test_first_step_is_the_paper_written_out():
-  """Losses of the first step against the parts of the method put together by hand."""
-  experiment = experiment_on(1)
+  """Each number of the first step against the parts of the method put together by hand.
+
+  No weight, and no beta, is the default. Without decay the first step of Nesterov's momentum is
+  1 + momentum times the rate times the gradient, whose norm it tells.
+  """
+  weights = {"mask": 0.5, "consistency": 2.0, "distillation": 0.25, "concentration": 0.1}
+  changes = {f"loss__{name}_weight": weight for name, weight in weights.items()}
+  for name, value in {"name": "sgd", "weight_decay": 0.0, "schedule": "constant"}.items():
+    changes[f"optimizer__{name}"] = value
+  experiment = experiment_on(1, loss__distillation_beta=0.0, **changes)
   config, model, info = experiment.config, experiment.model, experiment.info
   state = experiment.init()
   batch = Loader(experiment.train, config.batch_size, config.seed)[0]
@@ -122,18 +132,63 @@ def test_first_step_is_the_paper_written_out():
       spatial.spatial_log_probs, cutmix.partner(unmixed.spatial.spatial_log_probs), mask
     ),
     "distillation": losses.self_distillation_loss(
-      spatial.log_probs, output.gap_logits, targets, 0.5
+      spatial.log_probs, output.gap_logits, targets, 0.0
     ),
+    "concentration": losses.concentration_loss(spatial.attention),
   }
   expected = {name: float(value.mean()) for name, value in expected.items()}
-  old_stats = leaves(state.variables.batch_stats)
+  agreement = {
+    head: float((steps.head_log_probs(output, head).argmax(-1) == targets.argmax(-1)).mean())
+    for head in ("saol", "gap")
+  }
+  old_stats, old_params = map(leaves, (state.variables.batch_stats, state.variables.params))
   new_state, metrics = experiment.train_step(state, experiment.put(batch))
   for name, value in expected.items():
     assert float(metrics[name]) == pytest.approx(value, rel=1e-4), name
-  assert float(metrics["loss"]) == pytest.approx(sum(expected.values()), rel=1e-4)
+  total = sum(weights.get(name, 1.0) * value for name, value in expected.items())
+  assert float(metrics["loss"]) == pytest.approx(total, rel=1e-4)
+  assert float(metrics["top1"]) == agreement["saol"] != agreement["gap"]
+  moved = [old_params[k] - new for k, new in leaves(new_state.variables.params).items()]
+  length = math.sqrt(sum(np.sum(np.square(x)) for x in moved))
+  rate = config.optimizer.learning_rate * (1 + config.optimizer.momentum)
+  assert float(metrics["gradient"]) == pytest.approx(length / rate, rel=1e-3)
   # The mixed batch alone moved the running statistics.
   assert_close(new_state.variables.batch_stats, batch_stats, 1e-4)
   assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
+
+
+def test_the_old_state_is_given_up_for_the_new_one():
+  experiment = experiment_on(1)
+  state = experiment.init()
+  experiment.train_step(state, experiment.put(experiment.train[np.arange(16)]))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.variables, state.opt_state)))
+
+
+def test_the_mixed_and_the_unmixed_pass_drop_with_keys_of_their_own():
+  experiment = experiment_on(1)
+  variables, seen = experiment.abstract_state().variables, []
+  apply = functools.partial(experiment.model.apply, train=True)
+  blank = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)  # noqa: E731
+
+  def record(variables, images, *, train, key):
+    seen.append(jax.random.key_data(key).tolist())
+    return blank(jax.eval_shape(apply, variables, images))
+
+  images = jnp.zeros((16, 32, 32, 3))
+  batch = {"image": images, "mixed": images}
+  batch |= {"target": jnp.full((16, 10), 0.1), "box": jnp.zeros((16, 4), jnp.int32)}
+  loss_fn = steps.make_loss_fn(experiment.config, types.SimpleNamespace(apply=record))
+  key = jax.random.key(5)
+  loss_fn(*map(blank, (variables.params, variables.batch_stats)), batch, key)
+  seen.append(jax.random.key_data(key).tolist())
+  assert len({tuple(data) for data in seen}) == len(seen) == 3
+
+
+def test_the_first_parameters_and_the_steps_have_keys_of_their_own():
+  experiment = experiment_on(1)
+  base, key = experiment.init().key, jax.random.key(experiment.config.seed)
+  keys = [jax.random.fold_in(key, 0), *(jax.random.fold_in(base, step) for step in range(3))]
+  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 4
 
 
 def test_consistency_on_half_of_the_batch_is_that_of_every_other_norm_group():
@@ -199,11 +254,29 @@ def test_label_smoothing_is_applied_before_mixing():
   np.testing.assert_allclose(prepared["target"], expected, atol=1e-6)
 
 
+def test_mixup_blends_the_stated_share_of_the_images():
+  experiment = experiment_on(1)
+  config = experiment.config.copy_and_resolve_references()
+  config.mixup.prob, config.cutmix.prob = 0.3, 0.0
+  images = np.random.default_rng(0).integers(0, 256, (400, 2, 2, 3), np.uint8)
+  batch = experiment.put({"image": images, "label": np.zeros(400, np.int32)})
+  keys = jax.random.split(jax.random.key(3))
+  prepared = prepare_batch(config, experiment.info, experiment.mesh, batch, *keys)
+  blended = np.asarray(prepared["mixed"] != prepared["image"]).any((1, 2, 3))
+  assert abs(blended.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 400)
+
+
 def test_images_without_a_box_are_blended_with_images_without_one():
-  """Half of the partners got a box by CutMix; their mask would not say so."""
+  """Half of the partners got a box by CutMix; their mask would not say so.
+
+  In a narrow image a small box has a height but no width: nothing was pasted.
+  """
   experiment = experiment_on(1, mixup__prob=1.0, cutmix__prob=0.5)
   config = experiment.config.copy_and_resolve_references()
-  batch = experiment.put(experiment.train[np.arange(16)])
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (200, 32, 8, 3), np.uint8)
+  batch = {"image": images, "label": rng.integers(0, 10, 200, np.int32)}
+  batch = experiment.put(batch)
   keys = jax.random.split(jax.random.key(3))
   prepare = functools.partial(prepare_batch, info=experiment.info, mesh=experiment.mesh)
   both = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
@@ -211,8 +284,9 @@ def test_images_without_a_box_are_blended_with_images_without_one():
   blended = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
   config.cutmix.prob, config.mixup.prob = 0.5, 0.0
   pasted = prepare(config, batch=batch, key_augment=keys[0], key_cutmix=keys[1])
-  has_box = np.asarray(both["box"][:, 2] > both["box"][:, 0])
-  assert any(a != b for a, b in has_box.reshape(8, 2))
+  has_box = has_area(np.asarray(both["box"]))
+  assert any(a != b for a, b in has_box.reshape(-1, 2))
+  assert (has_box != (both["box"][:, 2] > both["box"][:, 0])).any()
   for name in ("mixed", "target"):
     np.testing.assert_array_equal(both[name][has_box], pasted[name][has_box])
     np.testing.assert_array_equal(both[name][~has_box], blended[name][~has_box])
@@ -250,6 +324,15 @@ def test_loss_weights_follow_the_config():
   assert steps.loss_weights(wide) == full | {"concentration": 0.1}
 
 
+def test_pairs_and_norm_groups_are_kept_together():
+  together = lambda **changes: steps.examples_kept_together(tiny_config(**changes))  # noqa: E731
+  assert together(model__norm_group=4) == 4
+  assert together(model__norm_group=3) == 6
+  alone = {"model__norm_group": 0, "cutmix__prob": 0.0}
+  assert together(**alone) == 1
+  assert together(mixup__prob=0.5, **alone) == together(model__norm_group=0) == 2
+
+
 def test_a_loss_of_weight_zero_costs_nothing():
   """Without L_SS2 the unmixed forward pass is gone; without L_SS1 the mask branch is."""
 
@@ -263,6 +346,19 @@ def test_a_loss_of_weight_zero_costs_nothing():
   assert 0.70 < no_ss2 / full < 0.82
   experiment = experiment_on(1, loss__mask_weight=0.0)
   assert "mask" not in experiment.abstract_state().variables.params["saol"]
+
+
+def test_confusions_are_counted_unless_there_are_too_many_classes(monkeypatch):
+  experiment = experiment_on(1)
+  variables = experiment.abstract_state().variables
+  batch = jax.eval_shape(experiment.put, experiment.train[np.arange(16)])
+  batch["mask"] = jax.ShapeDtypeStruct((16,), jnp.float32)
+  for most, counted in ((10, True), (9, False)):
+    monkeypatch.setattr(steps, "_MOST_CLASSES", most)
+    eval_step = steps.make_eval_step(
+      experiment.config, experiment.info, experiment.model, experiment.heads, experiment.mesh
+    )
+    assert ("confusion" in jax.eval_shape(eval_step, variables, batch)["saol"]) == counted
 
 
 def test_first_bad_step_is_remembered():

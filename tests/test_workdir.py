@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from saol_jax import workdir as workdirs
+from saol_jax.config import resolve
 from saol_jax.errors import UserError
 from saol_jax.workdir import Lock, check_config
 from tests.support import tiny_config
@@ -82,6 +83,16 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, caplog, n
   assert caplog.text.count("NO LOCK") == 1
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_lock_that_fails_otherwise_is_an_error(tmp_path, monkeypatch, number):
+  def refuse(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+  with pytest.raises(UserError, match=f"cannot be written: {os.strerror(number)}"):
+    Lock(tmp_path)
+
+
 def test_what_could_not_be_written_in_the_end_is_said_at_the_start(tmp_path):
   workdirs.check_writable(tmp_path)
   assert not list(tmp_path.iterdir())
@@ -93,6 +104,20 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match=r"file/run cannot be written: Not a directory"):
     Lock(tmp_path / "file" / "run")
+
+
+def test_a_workdir_of_another_run_keeps_its_config(tmp_path):
+  workdirs.claim(resolve(tiny_config()), tmp_path)
+  before = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(UserError, match="another config"):
+    workdirs.claim(resolve(tiny_config(model__width=16)), tmp_path)
+  assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_config_that_cannot_be_read_is_said(tmp_path):
+  (tmp_path / "config.json").mkdir()
+  with pytest.raises(UserError, match=r"config\.json is not readable \(.*Is a directory"):
+    check_config(tiny_config(), tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"[]", b"3", b'"x"', b"null", b"", b"\xff"])

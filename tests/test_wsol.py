@@ -180,6 +180,34 @@ def test_second_version_takes_the_best_of_all_boxes():
   assert scores.best()["max_box_acc_v2"] == 1
 
 
+def test_each_iou_has_a_best_threshold_of_its_own():
+  scores = wsol.BoxScores()
+  for ious, levels in ((0.35, slice(0, 100)), (0.35, slice(0, 100)), (0.9, slice(100, None))):
+    values = np.zeros(255)
+    values[levels] = ious
+    scores.add_overlaps(wsol.Overlaps(values, values, values), top1=True, top5=True)
+  best = scores.best()
+  assert best["box_acc_30"] == pytest.approx(2 / 3)
+  assert best["box_acc_50"] == best["box_acc_70"] == pytest.approx(1 / 3)
+  assert best["max_box_acc_v2"] == pytest.approx(4 / 9)
+
+
+def test_overlaps_of_exactly_the_bounds_count():
+  for bound in wsol.IOUS:
+    scores, values = wsol.BoxScores(), np.full(255, bound)
+    scores.add_overlaps(wsol.Overlaps(values, values, values), top1=True, top5=True)
+    assert scores.best()[f"box_acc_{round(100 * bound)}"] == 1
+
+
+def test_a_threshold_between_two_levels_is_the_lower_one():
+  """255 * 0.5 = 127.5: a pixel of level 128 is above 127, as in the curve."""
+  score_map = painted((128.5 / 255, WIDE), (1, (0, 15, 1, 16)))
+  scores = wsol.BoxScores()
+  scores.add(score_map[None], np.array([WIDE]), np.array([True]), np.array([True]))
+  assert scores.at(0.5)["gt_known"] == scores.curve()[500] == 1
+  assert scores.at(0.502)["gt_known"] == scores.curve()[502] == 0
+
+
 def test_batches_add_up_and_range_does_not_matter():
   maps, boxes = two_maps()
   right = np.ones(2, bool)
@@ -229,6 +257,9 @@ def test_pixel_scores_by_hand():
     scores = wsol.PixelScores()
     scores.add(maps, np.array([[mask]], np.uint8))
     assert scores.average_precision() == pytest.approx(expected), mask
+  near = wsol.PixelScores()  # 1 is a threshold after 0.999
+  near.add(np.array([[[1.0, 0.9997, 0.0]]]), np.array([[[1, 0, 0]]], np.uint8))
+  assert near.average_precision() == 1
   constant = wsol.PixelScores()
   constant.add(np.full((1, 1, 4), 3.0), np.array([[[1, 0, 0, 0]]], np.uint8))
   assert constant.average_precision() == pytest.approx(0.25)  # all pixels tie

@@ -88,6 +88,23 @@ def test_the_seed_decides_the_order():
   assert (rows[0][100:] == rows[2][:100]).mean() < 0.1
 
 
+def test_a_source_is_told_the_seed_and_the_place_of_its_first_example():
+  """Of which it makes the random crops of that example."""
+  seen = []
+
+  class Recorded:
+    def __len__(self):
+      return 20
+
+    def sample(self, indices, seed, place):
+      seen.append((len(indices), seed, place))
+      return {}
+
+  for process in (0, 1):
+    Loader(Recorded(), 8, seed=5, process_index=process, process_count=2)[3]
+  assert seen == [(4, 5, 24), (4, 5, 28)]
+
+
 # Evaluation
 
 
