@@ -33,8 +33,8 @@ def main() -> None:
   config = make_config(options, {"optimizer.ema_decay": options.ema_decay})
   experiment = SyntheticExperiment(config, synthetic_images(options))
   result |= measure(experiment, options.saves, options.folder)
-  folder = None if options.folder is None else str(options.folder)
-  result["settings"] = {k: v for k, v in vars(options).items() if k != "output"} | {"folder": folder}
+  settings = {name: value for name, value in vars(options).items() if name != "output"}
+  result["settings"] = settings | {"folder": options.folder and str(options.folder)}
   header = ("backbone", "MB", "stall, s", "on disk after, s", "restored in, s")
   seconds = (result[name] for name in ("stall_seconds", "write_seconds", "restore_seconds"))
   medians = (f"{statistics.median(values):.2f}" for values in seconds)
