@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import operator
 import os
 import pathlib
@@ -89,7 +90,8 @@ def parse_flags(
   """
   needed_by_mode = {mode: needed for mode, (needed, _) in modes.items()}
   try:
-    rest = values(_config_first(argv, needed_by_mode, values["mode"].default))
+    arguments = values.read_flags_from_files(argv[1:], force_gnu=False)
+    rest = values(_with_saved_config(argv, arguments, needed_by_mode, values["mode"].default))
     if rest[1:]:
       _leave(
         f"unexpected {rest[1]!r}: every argument begins with --, and a pattern stands in quotes, "
@@ -111,37 +113,36 @@ def parse_flags(
     known = ", ".join(sorted(str(path) for path in pathlib.Path("configs").glob("*.py")))
     _leave(f"{error}\nThe recipes here: {known or 'none; call from the folder of main.py'}")
   except Exception as error:
+    if "before a value for --config" in str(error):
+      _leave("--config=RECIPE stands before the fields that change it, --config.FIELD=VALUE")
     _leave(str(error))
   return rest
 
 
-def _config_first(
-  argv: list[str], needed_by_mode: Mapping[str, Sequence[str]], mode: str
+def _with_saved_config(
+  argv: list[str], arguments: Sequence[str], needed_by_mode: Mapping[str, Sequence[str]], mode: str
 ) -> list[str]:
-  """The command line with `--config` in front of its fields, as config_flags wants it.
+  """The command line, with the config of the workdir's run where it needs one and names none.
 
   Args:
     argv: the command line.
+    arguments: the same without the program, and with what stands in flag files.
     needed_by_mode: names of the flags that a mode cannot do without.
     mode: where the command line names none.
   """
-  program, *arguments = argv
-  given, others = {}, []
-  words = iter(arguments)
+  given = {}
+  words = itertools.takewhile(lambda word: word != "--", arguments)
   for word in words:
     name, separator, value = word.lstrip("-").partition("=")
     if word.startswith("-") and name in ("config", "workdir", "mode"):
       given[name] = value if separator else next(words, "")
-      if name != "config":
-        others.append(f"--{name}={given[name]}")
-    else:
-      others.append(word)
-  if "config" not in given and "config" in needed_by_mode.get(given.get("mode", mode), ()):
-    workdir = os.path.expanduser(given.get("workdir", ""))
-    if workdir and os.path.exists(os.path.join(workdir, "config.json")):
-      given["config"] = f"{_SAVED_CONFIG}:{workdir}"
-  config = [f"--config={given['config']}"] if "config" in given else []
-  return [program, *config, *others]
+  if "config" in given or "config" not in needed_by_mode.get(given.get("mode", mode), ()):
+    return argv
+  workdir = os.path.expanduser(given.get("workdir", ""))
+  if not workdir or not os.path.exists(os.path.join(workdir, "config.json")):
+    return argv
+  # Relative, since a colon ends the path.
+  return [argv[0], f"--config={os.path.relpath(_SAVED_CONFIG)}:{workdir}", *argv[1:]]
 
 
 def run(function: Callable[[], object], join: Callable[[], None] | None = None) -> None:

@@ -222,10 +222,9 @@ def score_name(config: ml_collections.ConfigDict) -> str:
 
 
 def data_title(config: ml_collections.ConfigDict) -> str:
-  """What pictures call the data: the data set, or the folder that the images are in."""
-  if config.data.name != "folder":
-    return config.data.name
-  return pathlib.Path(config.data.data_dir).expanduser().resolve().name or config.data.name
+  """What a person calls the data: the data set, or the folder that the images are in."""
+  folder = pathlib.PurePath(config.data.data_dir).name if config.data.name == "folder" else ""
+  return folder or config.data.name
 
 
 def create_configured(

@@ -157,19 +157,22 @@ def _write(ready: Trained, plain: Trained, workdir: pathlib.Path, folder: pathli
   programs = make_programs(ready)
   images = _images_to_compare(ready.card.image_size)
   expected = {name: jax.jit(program)(images) for name, program in make_programs(plain).items()}
-  differences = {}
+  differences, exported = {}, {}
   for name, program in programs.items():
     logger.info("Exporting the program %s for %s ...", name, ", ".join(PLATFORMS))
     path = folder / f"{name}.stablehlo"
     path.write_bytes(serialise(program, ready.card.image_size))
-    found = jax_export.deserialize(bytearray(path.read_bytes())).call(images)
-    differences[path.name] = _compare(path.name, found, expected[name], ready.config.dtype)
+    exported[name] = jax_export.deserialize(bytearray(path.read_bytes()))
+    found = exported[name].call(images)
+    differences[path.name] = _compare(path.name, found, expected[name], ready, plain)
   path = folder / "saved_model"
   missing = _write_saved_model(path, programs, ready.card.image_size)
   if missing is None:
-    for name, found in _call_saved_model(path, images).items():
-      what = f"{path.name}: {name}"
-      differences[what] = _compare(what, found, expected[name], ready.config.dtype)
+    found = _call_saved_model(path, images)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # as TensorFlow has no other
+      for name, program in exported.items():
+        what = f"{path.name}: {name}"
+        differences[what] = _compare(what, found[name], program.call(images), ready, plain)
   facts = {
     **dataclasses.asdict(ready.card),
     "export_format": EXPORT_FORMAT,
@@ -233,13 +236,24 @@ def _images_to_compare(image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _compare(
-  what: str, found: Mapping[str, jax.Array], wanted: Mapping[str, jax.Array], dtype: str
+  what: str,
+  found: Mapping[str, jax.Array],
+  wanted: Mapping[str, jax.Array],
+  ready: Trained,
+  plain: Trained,
 ) -> float:
   """The largest difference of any value between an exported program and the model.
+
+  Args:
+    what: the program.
+    found: what it says.
+    wanted: what it should say, computed on the same kind of device.
+    ready, plain: the models that are exported, and that it was made from.
 
   Raises:
     UserError: it is larger than rounding.
   """
+  dtype = ready.config.dtype
   # A score map has no scale of its own: differences count relative to its largest value.
   difference = max(
     float(jnp.abs(found[name] - value).max() / jnp.maximum(jnp.abs(value).max(), 1.0))
@@ -248,7 +262,8 @@ def _compare(
   if not difference <= _TOLERANCE[dtype]:
     raise UserError(
       f"The exported program {what} differs from the model by {difference:.1e}, expected at most "
-      f"{_TOLERANCE[dtype]:.0e}; nothing was exported. Export without --fuse, and report it"
+      f"{_TOLERANCE[dtype]:.0e}; nothing was exported. Report it"
+      + ("" if ready is plain else ", and export without --fuse")
     )
   return difference
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from saol_jax.console import counted
 from saol_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,10 @@ class ImageFile:
 def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[ImageFile]:
   """The files that `--images=GLOB|DIR|FILE` means, in order of their names.
 
-  A folder is searched with all folders below it, for files with one of `EXTENSIONS`; others are
-  left out with a warning, hidden ones and what an earlier prediction wrote without. A file or a
-  pattern is taken by its word, whatever the extension.
+  A folder is searched with all folders below it, for files with one of `EXTENSIONS`. Others are
+  left out with a warning; hidden ones, those of the kinds that a prediction writes (.jsonl, .csv,
+  .html) and the pictures of earlier predictions in silence. A file or a pattern is taken by its
+  word, whatever the extension.
 
   Args:
     images: an existing file, a folder, or a pattern with *, ?, [abc] or ** (any folders).
@@ -75,9 +77,9 @@ def find_images(images: str | os.PathLike, *, leave_out: pathlib.Path) -> list[I
       del others[extension]
     if others:
       logger.warning(
-        "%d file(s) of other kinds are left out: %s. Convert images among them, or name them by a "
-        "pattern in quotes",
-        others.total(),
+        "Left out %s of other kinds: %s. Convert images among them, or name them by a pattern in "
+        "quotes",
+        counted(others.total(), "file"),
         describe_kinds(others),
       )
     files = [

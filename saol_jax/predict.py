@@ -113,7 +113,7 @@ def predict_command(
       if not results.count:
         found = counted(len(files), "file")
         raise UserError(
-          f"--images={os.fspath(images)!r} is {found}, but no image; expected pictures such as "
+          f"--images={os.fspath(images)!r}: none of {found} is an image; expected pictures such as "
           f"JPEG or PNG. The first: {results.skipped[0][1]}"
         )
       logger.info("%s", results.finish())

@@ -43,7 +43,9 @@ class Chrono:
     """Time inside does not count as training."""
     start = time.monotonic()
     yield
-    self._paused += time.monotonic() - start
+    seconds = time.monotonic() - start
+    self._paused += seconds
+    self._said += seconds
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:

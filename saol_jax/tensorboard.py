@@ -1,6 +1,5 @@
 """TensorBoard's events, written where training does not wait for them."""
 
-import contextlib
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ class TensorBoard:
     self._folder = folder
     self._thread = ThreadPoolExecutor(1, "tensorboard")
     self._writer: Any = None
-    self._given_up = False
+    self._given_up = self._closed = False
 
   def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
     """Shows numbers by name; returns at once, as all of these do."""
@@ -40,15 +39,18 @@ class TensorBoard:
 
   def wait(self) -> None:
     """Waits until all that was to be shown is on disk."""
-    self._thread.submit(lambda: None).result()
+    if not self._closed:
+      self._thread.submit(lambda: None).result()
 
   def close(self) -> None:
     """Waits likewise, and closes the file."""
-    self._thread.submit(self._close)
-    self._thread.shutdown()
+    if not self._closed:
+      self._closed = True
+      self._thread.submit(self._close)
+      self._thread.shutdown()
 
   def _show(self, write: Callable[[Any], None]) -> None:
-    with contextlib.suppress(RuntimeError):  # closed: a stopped run was still drawing a picture
+    if not self._closed:  # as where a stopped run was still drawing a picture
       self._thread.submit(self._write, write)
 
   def _write(self, write: Callable[[Any], None]) -> None:
@@ -57,11 +59,11 @@ class TensorBoard:
     try:
       if self._writer is None:
         self._writer = _open(self._folder)
+        if self._writer is None:
+          self._given_up = True
+          return
       write(self._writer)
       self._writer.flush()
-    except ImportError as error:
-      self._given_up = True
-      logger.info("No TensorBoard events: %s is not installed", error.name)
     except Exception as error:  # TensorFlow has its own
       self._give_up(error)
 
@@ -79,12 +81,11 @@ class TensorBoard:
 
 
 def _open(folder: pathlib.Path) -> Any:
-  """The writer of clu.
-
-  Raises:
-    ImportError: TensorFlow or clu is not installed.
-  """
-  import_tensorflow()
-  from clu import metric_writers
-
+  """The writer of clu; None, and a line that says so, where that or TensorFlow is not installed."""
+  try:
+    import_tensorflow()
+    from clu import metric_writers
+  except ModuleNotFoundError as error:
+    logger.info("No TensorBoard events: %s is not installed", error.name)
+    return None
   return metric_writers.SummaryWriter(str(folder))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
+import jax
 import ml_collections
 
 from saol_jax.config import differences
@@ -23,6 +24,7 @@ from saol_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 5.0  # the run before may just be ending
+_LEAST_BYTES = 2**16  # that must fit on the disk
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 
 
@@ -166,10 +168,14 @@ def _write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def check_writable(workdir: pathlib.Path) -> None:
-  """Raises UserError where nothing could be written, before the minutes that there is to write."""
-  if is_main_process():
-    with writing(workdir), tempfile.TemporaryFile(dir=workdir):
-      pass
+  """Raises UserError where nothing can be written, before minutes are spent on it.
+
+  One of several processes does not ask: the others would wait for it.
+  """
+  if jax.process_count() == 1:
+    with writing(workdir), tempfile.TemporaryFile(dir=workdir) as file:
+      file.write(bytes(_LEAST_BYTES))
+      file.flush()
 
 
 @contextlib.contextmanager

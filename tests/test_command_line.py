@@ -93,25 +93,31 @@ NEEDED = {"train": ("config", "workdir"), "evaluate": ("config", "workdir"), "li
 @pytest.mark.parametrize(
   ("given", "taken"),
   [
-    # A recipe stands before its fields, wherever it was.
-    ("--workdir=w --config.a=1 --config=r.py", "--config=r.py --workdir=w --config.a=1"),
-    ("--config.a=1 --config r.py --mode evaluate", "--config=r.py --config.a=1 --mode=evaluate"),
-    # Without one it is the run's, for those who need one, if there is a run.
-    ("--workdir=run", "--config=SAVED:run --workdir=run"),
-    ("--mode=evaluate --workdir run", "--config=SAVED:run --mode=evaluate --workdir=run"),
-    ("--mode=list --workdir=run", "--mode=list --workdir=run"),
-    ("--workdir=nothing", "--workdir=nothing"),
-    ("--mode=dance --workdir=run", "--mode=dance --workdir=run"),
-    ("--workdir", "--workdir="),
-    ("a.jpg --images=b", "a.jpg --images=b"),
+    ("--workdir=run", True),
+    ("--mode=evaluate --workdir run --config.evaluate.checkpoint=best", True),
+    ("--flagfile=flags.txt", True),
+    ("--workdir=run -- --config=r.py", True),
+    ("--workdir=run --config.a=1 --config=r.py", False),
+    ("--config r.py --workdir=run", False),
+    ("--workdir=run --flagfile=recipe.txt", False),
+    ("--mode=list --workdir=run", False),  # which needs none
+    ("--workdir=nothing", False),  # where there is no run
+    ("--mode=dance --workdir=run", False),
+    ("--workdir", False),
+    ("a.jpg --images=b", False),
   ],
 )
-def test_the_recipe_comes_first_and_may_be_the_runs(monkeypatch, tmp_path, given, taken):
+def test_the_recipe_may_be_the_one_of_the_run(monkeypatch, tmp_path, given, taken):
+  monkeypatch.chdir(tmp_path)
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "config.json").write_text("{}")
-  monkeypatch.chdir(tmp_path)
-  found = command_line._config_first(["main.py", *given.split()], NEEDED, "train")
-  assert found == ["main.py", *taken.replace("SAVED", str(command_line._SAVED_CONFIG)).split()]
+  (tmp_path / "flags.txt").write_text("--workdir=run\n")
+  (tmp_path / "recipe.txt").write_text("--config=r.py\n")
+  argv = ["main.py", *given.split()]
+  read = flags.FlagValues().read_flags_from_files(argv[1:], force_gnu=False)
+  found = command_line._with_saved_config(argv, read, NEEDED, "train")
+  saved = f"--config={os.path.relpath(command_line._SAVED_CONFIG)}:run"
+  assert found == (["main.py", saved, *argv[1:]] if taken else argv)
 
 
 def folder(text: str) -> str | None:

@@ -300,6 +300,14 @@ def test_an_export_that_fails_leaves_the_one_before(exported, run, monkeypatch):
   assert not list(exported.parent.glob(".export-export-*"))
 
 
+@pytest.mark.parametrize("changes", [{}, {"model__head": "gap"}])
+def test_bfloat16_is_exported_and_compared_too(tmp_path, changes):
+  run = write_run(tmp_path, dtype="bfloat16", **changes)
+  facts = json.loads((export_command(run.folder) / "model.json").read_text())
+  assert len(facts["largest_difference"]) == (2 if changes else 4)
+  assert max(facts["largest_difference"].values()) < 2e-2
+
+
 def test_an_export_that_says_something_else_than_the_model_is_refused(exported, run, monkeypatch):
   def wrong(folder, images):
     found = called(folder, images)

@@ -147,6 +147,19 @@ def test_bad_flag_is_one_message_and_changes_nothing(tmp_path, name):
   assert not workdir.exists()
 
 
+def test_a_field_before_its_recipe_is_one_message(tmp_path):
+  arguments = [
+    f"--workdir={tmp_path}",
+    "--config.seed=1",
+    f"--config={ROOT}/configs/digits_saol.py",
+  ]
+  code, output = run([sys.executable, str(ROOT / "main.py"), *arguments])
+  assert code == 2
+  assert output == (
+    "error: --config=RECIPE stands before the fields that change it, --config.FIELD=VALUE\n"
+  )
+
+
 BAD_FIELDS = {
   "unknown data set": ({"data__name": "digit_scene"}, "digit_scenes"),
   "unknown backbone": ({"model__name": "resnet_50"}, "resnet50"),

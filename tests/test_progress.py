@@ -41,7 +41,9 @@ def test_a_glance_says_the_pace_now_and_then_and_leaves_the_interval(now):
   chrono.begin(20)
   pass_time(chrono, now, training=9.0, waiting=0.0)
   assert chrono.glance(22) is None  # too soon
-  pass_time(chrono, now, training=3.0, waiting=0.0, pausing=5.0)
+  pass_time(chrono, now, training=0.5, waiting=0.0, pausing=50.0)
+  assert chrono.glance(22) is None  # a pause is no silence
+  pass_time(chrono, now, training=2.5, waiting=0.0)
   assert chrono.glance(20) is None  # nothing is done yet
   assert chrono.glance(24) == (pytest.approx(4 * 32 / 12), pytest.approx(76 * 3))
   assert chrono.glance(25) is None  # just said

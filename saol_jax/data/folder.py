@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from saol_jax.console import counted
 from saol_jax.data.records import Read
 from saol_jax.errors import UserError
 from saol_jax.image_files import EXTENSIONS, describe_kinds, orientation, printable
@@ -20,6 +21,11 @@ from saol_jax.image_files import EXTENSIONS, describe_kinds, orientation, printa
 logger = logging.getLogger(__name__)
 
 _FOLDERS = {"train": "train", "test": "val"}
+# What these folders are called elsewhere.
+_OTHER_NAMES = {
+  "train": ("training",),
+  "val": ("valid", "validation", "test", "testing", "dev", "eval"),
+}
 BOXES_FILE = "boxes.csv"
 BOXES_HEADER = ["path", "x_min", "y_min", "x_max", "y_max"]
 
@@ -138,8 +144,9 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
       )
   if others:
     _warn_once(
-      f"{folder}: {others.total()} file(s) of other kinds are left out: {describe_kinds(others)}. "
-      f"Images among them have to be converted; these are read: {', '.join(EXTENSIONS)}"
+      f"{folder}: left out {counted(others.total(), 'file')} of other kinds: "
+      f"{describe_kinds(others)}. Images among them have to be converted; these are read: "
+      f"{', '.join(EXTENSIONS)}"
     )
   if empty:
     _warn_once(f"{folder}: no image in {_shorten(empty)}; left out")
@@ -156,9 +163,14 @@ def _missing(root: pathlib.Path, split: str) -> str:
   expected = "data.name='folder' expects DIR/train/<class>/* and DIR/val/<class>/*"
   if not root.is_dir():
     return f"data.data_dir={str(root)!r} is no folder; {expected}"
-  if root.name in _FOLDERS.values() and (root.parent / split).is_dir():
-    return f"{message}{expected}: set it to {str(root.parent)!r}, the folder above"
+  above = root.resolve().parent
+  if root.resolve().name in _FOLDERS.values() and (above / split).is_dir():
+    return f"{message}{expected}: set it to {str(above)!r}, the folder above"
   folders = [entry.name for entry in _scan(root) if entry.is_dir() and entry.name[0] != "."]
+  for name in _OTHER_NAMES[split]:
+    if name in folders:
+      return f"{message}{expected}: rename {name!r} to {split!r}"
+  folders = sorted(set(folders).difference(*_OTHER_NAMES.values(), {"val"}))
   if split == "val" and "train" in folders:
     return (
       f"{message}{expected}. Move a share of each class there, a tenth say: the images on which "
@@ -166,7 +178,7 @@ def _missing(root: pathlib.Path, split: str) -> str:
     )
   if folders and "train" not in folders:
     return (
-      f"{message}{expected}. If {_shorten(sorted(folders))} are classes, move most of the images "
+      f"{message}{expected}. If {_shorten(folders)} are classes, move most of the images "
       "of each to DIR/train/<class> and the others, which training never sees, to DIR/val/<class>"
     )
   return message + expected
@@ -174,7 +186,7 @@ def _missing(root: pathlib.Path, split: str) -> str:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-  """Of each folder, which is listed for several splits and epochs of looking."""
+  """Says it once a process: a folder is listed for each of its splits."""
   logger.warning("%s", message)
 
 

@@ -201,6 +201,16 @@ def test_a_folder_of_classes_and_the_train_folder_itself_are_recognised(tmp_path
   write(tmp_path, {"split/train/cat/1.jpg": JPEG_BYTES})
   with pytest.raises(UserError, match=rf"set it to '{re.escape(str(tmp_path))}/split'"):
     load(tmp_path / "split" / "train")
+  for there, name in (("test", "val"), ("validation", "val"), ("training", "train")):
+    other = tmp_path / f"with_{there}"
+    write(other, {f"{there}/cat/1.jpg": JPEG_BYTES})
+    if name == "val":
+      write(other, {"train/cat/1.jpg": JPEG_BYTES})
+    with pytest.raises(UserError, match=f"rename '{there}' to '{name}'"):
+      load(other, "test")
+  write(tmp_path, {"alone/train/cat/1.jpg": JPEG_BYTES})
+  with pytest.raises(UserError, match=r"has no folder 'val'.* Move a share of each class there"):
+    load(tmp_path / "alone", "test")
   with pytest.raises(UserError, match=r"'.*/nowhere' is no folder"):
     load(tmp_path / "nowhere")
 
@@ -213,7 +223,7 @@ def test_files_of_other_kinds_are_counted_once(tmp_path, caplog):
     load(tmp_path, "test")
   said = [message for message in caplog.messages if "other kinds" in message]
   assert len(said) == 1
-  assert "3 file(s) of other kinds are left out: 2 .heic, 1 without extension" in said[0]
+  assert "left out 3 files of other kinds: 2 .heic, 1 without extension" in said[0]
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path):

@@ -164,7 +164,7 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
   with caplog.at_level("WARNING"):
     found = find_images(tmp_path, leave_out=tmp_path / "out")
   assert [file.name for file in found] == ["b.png", "overlays/mine.png"]
-  assert "3 file(s) of other kinds are left out: 2 .heic, 1 .avif" in caplog.text
+  assert "Left out 3 files of other kinds: 2 .heic, 1 .avif" in caplog.text
 
 
 def test_a_name_like_a_pattern_is_a_file(tmp_path):

@@ -156,7 +156,7 @@ def test_a_call_that_fails_leaves_the_results_of_the_one_before(run, folder, tmp
   predict_command(run.folder, folder, output=tmp_path, top_k=3, batch_size=8)
   before = _contents(tmp_path)
   assert len(before) == 15 + 3
-  with pytest.raises(UserError, match="is 1 file, but no image"):
+  with pytest.raises(UserError, match="none of 1 file is an image"):
     predict_command(run.folder, folder / "empty.jpg", output=tmp_path, batch_size=8)
   assert _contents(tmp_path) == before
 
@@ -200,7 +200,7 @@ def test_the_user_is_told(run, folder, tmp_path, caplog, monkeypatch):
 
 
 def test_nothing_readable_is_a_mistake(run, folder, tmp_path):
-  with pytest.raises(UserError, match=r"is 1 file, but no image.*empty.jpg cannot be read"):
+  with pytest.raises(UserError, match=r"none of 1 file is an image.*empty.jpg cannot be read"):
     predict_command(run.folder, folder / "empty.jpg", output=tmp_path)
 
 
