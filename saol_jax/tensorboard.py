@@ -29,7 +29,7 @@ class TensorBoard:
     self._given_up = self._closed = False
 
   def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Shows numbers by name; returns at once, as all of these do."""
+    """Shows numbers by name; returns at once, as `write_image` does."""
     values = dict(values)
     self._show(lambda writer: writer.write_scalars(step, values))
 
