@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax import predict
+from saol_jax import prediction_files
 from saol_jax import predictor as predictor_module
 from saol_jax.errors import UserError
 from saol_jax.predict import SOME_SKIPPED, predict_command
@@ -73,7 +73,7 @@ def test_labels_come_from_folders_named_like_classes(run, predicted):
 def test_labels_come_from_folders_in_whatever_unicode_form():
   names = ["\u00c4pfel", "A\u0308rger", "twice", "twice"]
   composed = ["\u00c4pfel", "\u00c4rger"]
-  assert predict._unique_labels(tuple(names)) == dict(zip(composed, (0, 1), strict=True))
+  assert prediction_files._unique_labels(tuple(names)) == dict(zip(composed, (0, 1), strict=True))
 
 
 def test_csv_says_the_same(predicted):
@@ -163,7 +163,7 @@ def test_a_call_that_fails_leaves_the_results_of_the_one_before(run, folder, tmp
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr("saol_jax.predict.Gallery.add", full)
+  monkeypatch.setattr("saol_jax.prediction_files.Gallery.add", full)
   with pytest.raises(UserError, match=r"cannot be written: No space.*free space"):
     predict_command(run.folder, folder / "photo.jpg", output=tmp_path, batch_size=8)
   assert _contents(tmp_path) == before

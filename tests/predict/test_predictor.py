@@ -16,7 +16,8 @@ from saol_jax.data.decode import Decoder
 from saol_jax.data.folder import FolderRecords
 from saol_jax.localization import largest_box, normalise, resize_maps
 from saol_jax.model_card import read_model_json
-from saol_jax.predict import _overlay_strip, predict_command
+from saol_jax.predict import predict_command
+from saol_jax.prediction_files import overlay_strip
 from saol_jax.predictor import Predictor, load
 from tests.support import write_run
 
@@ -102,9 +103,8 @@ def test_maps_are_bilinear_in_between(predictor, photo):
   assert resized[31, 44] == pytest.approx(top * (1 - (y - i)) + bottom * (y - i), rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [(80, 40), (40, 80), (1600, 800)])
-def test_box_of_a_known_map(predictor, monkeypatch, size):
-  """A blob over rows 2 to 3 and columns 4 to 7 of 8 x 8 cells, in images of several shapes."""
+def see_a_blob(predictor, monkeypatch) -> np.ndarray:
+  """Lets it find the first class in rows 2 to 3 and columns 4 to 7 of 8 x 8 cells: that map."""
   blob = np.zeros((8, 3, 8, 8), np.float32)
   blob[:, 0, 2:4, 4:8] = 1
   blob[:, 1, :, :] = 0.25  # constant: nothing stands out
@@ -117,6 +117,12 @@ def test_box_of_a_known_map(predictor, monkeypatch, size):
   monkeypatch.setattr(predictor_module, "BOX_MAP", "class")
   monkeypatch.setattr(predictor_module, "BOX_THRESHOLD", 0.5)
   monkeypatch.setattr(predictor, "_forward", lambda variables, images: output)
+  return blob[0, 0]
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80), (1600, 800)])
+def test_box_of_a_known_map(predictor, monkeypatch, size):
+  see_a_blob(predictor, monkeypatch)
   (prediction,) = predictor(np.zeros((*size, 3), np.uint8))
   # The interpolated edge passes 0.5 half-way between two cells, which is their common border.
   unit = np.array(size) / 8
@@ -156,29 +162,19 @@ def test_an_export_says_what_is_cut_out(run):
 
 
 def test_maps_and_boxes_lie_in_the_part_that_was_seen(cropping, monkeypatch):
-  blob = np.zeros((8, 3, 8, 8), np.float32)
-  blob[:, 0, 2:4, 4:8] = 1
-  output = {
-    "labels": np.tile(np.arange(3, dtype=np.int32), (8, 1)),
-    "probabilities": np.tile(np.float32([0.5, 0.3, 0.2]), (8, 1)),
-    "attention": blob[:, :1],
-    "class": blob,
-  }
-  monkeypatch.setattr(predictor_module, "BOX_MAP", "class")
-  monkeypatch.setattr(predictor_module, "BOX_THRESHOLD", 0.5)
-  monkeypatch.setattr(cropping, "_forward", lambda variables, images: output)
+  blob = see_a_blob(cropping, monkeypatch)
   (prediction,) = cropping(np.zeros((64, 160, 3), np.uint8))
   assert prediction.window == (16, 64, 48, 96)  # 32 x 32 in the middle: a cell is 4 pixels
   np.testing.assert_array_equal(prediction.box, [16 + 8, 64 + 16, 16 + 16, 64 + 32])
   np.testing.assert_array_equal(prediction.boxes[1], np.zeros(4))
   attention = prediction.attention.copy()
   assert attention.shape == (64, 160)
-  np.testing.assert_array_equal(attention[16:48, 64:96], resize_maps(blob[0, 0], (32, 32)))
+  np.testing.assert_array_equal(attention[16:48, 64:96], resize_maps(blob, (32, 32)))
   attention[16:48, 64:96] = 0
   assert not attention.any()
   assert prediction.class_maps.shape == (3, 64, 160)
   # In the pictures of --mode=predict likewise: bright where it looked, dark around.
-  strip = _overlay_strip(Image.new("RGB", (160, 64), "white"), prediction)
+  strip = overlay_strip(Image.new("RGB", (160, 64), "white"), prediction)
   panel = np.asarray(strip)[:, 160 + 4 : 2 * 160 + 4]
   assert (panel[:, :63] == 85).all()
   assert (panel[24:32, 82:94] > 85).any(-1).all()
@@ -187,7 +183,7 @@ def test_maps_and_boxes_lie_in_the_part_that_was_seen(cropping, monkeypatch):
 @pytest.mark.parametrize("size", [(512, 1), (1, 512)])
 def test_a_thin_image_can_be_seen(predictor, size):
   (prediction,) = predictor(np.zeros((6 * size[1], 6 * size[0], 3), np.uint8))
-  strip = _overlay_strip(Image.new("RGB", size, "white"), prediction)
+  strip = overlay_strip(Image.new("RGB", size, "white"), prediction)
   assert strip.size == (3 * max(size[0], 32) + 8, max(size[1], 32))
 
 
