@@ -2,10 +2,10 @@ r"""A folder of your own images: SAOL on a small ResNet, from scratch or from pr
 
   python main.py --config=configs/folder_saol.py --workdir=runs/mine --config.data.data_dir=DIR
 
-expects DIR/train/<class>/* and DIR/val/<class>/*, and takes boxes from DIR/boxes.csv where it
-exists (README, "Your own images"). Arguments, in any order: a backbone (resnet18 is the default),
-gap for GAP-FC with the same recipe, light for the light SAOL, and a number for the side of the
-images in pixels (224 is the default):
+expects DIR/train/<class>/* and DIR/val/<class>/*, or with --config.data.validation=0.1 train alone,
+and takes boxes from DIR/boxes.csv where it exists (README, "Your own images"). Arguments, in any
+order: a backbone (resnet18 is the default), gap for GAP-FC with the same recipe, light for the
+light SAOL, and a number for the side of the images in pixels (224 is the default):
 
   python main.py --config=configs/folder_saol.py:wrn_16_4,64 ...
 

@@ -119,7 +119,7 @@ def default_config() -> ml_collections.ConfigDict:
   evaluate.split = "auto"  # of --mode=evaluate: validation, test; auto: as during training
 
   config.localize = localize = ml_collections.ConfigDict()
-  localize.split = "test"  # of --mode=localize, that is reported: test, validation or train
+  localize.split = "auto"  # scored by --mode=localize; auto: test, or validation if it is missing
   localize.threshold_split = "auto"  # where thresholds are chosen; auto: validation, or else train
   localize.num_threshold_images = 2000  # of it, evenly spaced; 0: all
   localize.maps = ""  # names with commas between, see explain.py; empty: all but of early stages

@@ -13,7 +13,7 @@ _CHOICES = {
   "dtype": ("float32", "bfloat16", "auto"),
   "evaluate.checkpoint": ("latest", "best"),
   "evaluate.split": ("auto", "validation", "test"),
-  "localize.split": _SPLITS,
+  "localize.split": ("auto", *_SPLITS),
   "localize.threshold_split": ("auto", *_SPLITS),
   "data.bad_in_evaluation": ("fail", "count"),
 }

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from saol_jax.data import BadImages, Geometry, Reading, Source, load_source
+from saol_jax.data import BadImages, Geometry, NoTestSplit, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
 from saol_jax.model import FunctionalModel, Variables, create_model
@@ -95,6 +95,22 @@ class Experiment:
   def eval_split(self) -> str:
     """The split that is evaluated during training."""
     return "validation" if self.config.data.validation else "test"
+
+  @functools.cached_property
+  def report_split(self) -> str:
+    """The split that scores are reported of: test, or validation where there are no test images.
+
+    Raises:
+      NoTestSplit: there are none, and nothing is held out.
+      UserError: the test images cannot be opened.
+    """
+    try:
+      self.source("test")
+    except NoTestSplit:
+      if not self.config.data.validation:
+        raise
+      return "validation"
+    return "test"
 
   @property
   def eval_batch_size(self) -> int:

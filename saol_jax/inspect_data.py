@@ -46,7 +46,7 @@ def inspect_workdir(
   with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     check_writable(workdir)
-    for split in dict.fromkeys(("train", experiment.eval_split, "test")):
+    for split in dict.fromkeys(("train", experiment.eval_split, experiment.report_split)):
       source = experiment.source(split)
       results[split] = inspect_split(source, Progress(f"reading {split}", len(source)).add)
     path = workdir / "inspection.json"

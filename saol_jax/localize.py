@@ -54,7 +54,8 @@ def localize_workdir(
   """Scores every map of a checkpoint on a split with boxes.
 
   The threshold of each map is chosen on another split: validation where `data.validation` holds
-  some out, else train. The result is a function of the checkpoint and the config.
+  some out and it is not the one that is scored, else train. The result is a function of the
+  checkpoint and the config.
 
   Writes `workdir/localization_SPLIT_CHECKPOINT.json` and `.png`. Nothing else there changes.
 
@@ -75,8 +76,8 @@ def localize_workdir(
   """
   config, workdir = resolve(config), pathlib.Path(workdir)
   check_config(config, workdir)
-  split, threshold_split = config.localize.split, _threshold_split(config)
   experiment = Experiment(config)
+  split, threshold_split = _splits(experiment)
   check_classes(experiment.info, workdir)
   asked = (name.strip() for name in config.localize.maps.split(","))
   names = tuple(filter(None, asked)) or _default_maps(experiment)
@@ -85,7 +86,7 @@ def localize_workdir(
   check_writable(workdir)
   step, wanted = int(state.step), config.evaluate.checkpoint
   logger.info("Localising with %d maps of step %d (%s)", len(names), step, wanted)
-  found = _localize(experiment, state, *sources, names)
+  found = _localize(experiment, state, sources, (split, threshold_split), names)
   logger.info(
     "%s\nPercent of %d %s images; * the best of its column. Thresholds: chosen on %d %s images; "
     "MaxBoxAcc takes the best on those scored, as it is defined.",
@@ -138,17 +139,16 @@ class _Localization(NamedTuple):
 def _localize(
   experiment: Experiment,
   state: TrainState,
-  source: Source,
-  threshold_source: Source,
+  sources: tuple[Source, Source],
+  splits: tuple[str, str],
   names: Sequence[str],
 ) -> _Localization:
-  """Chooses the threshold of each map on one source, and scores it on another."""
-  options = experiment.config.localize
+  """Chooses the threshold of each map on the second source, and scores it on the first."""
+  (source, threshold_source), (split, threshold_split) = sources, splits
   variables = state.variables if state.ema is None else state.ema
-  threshold_split = _threshold_split(experiment.config)
-  places = _spread(threshold_source.boxed, options.num_threshold_images)
+  places = _spread(threshold_source.boxed, experiment.config.localize.num_threshold_images)
   chosen, _ = map_scores(experiment, variables, threshold_source, names, places, threshold_split)
-  found, pixels = map_scores(experiment, variables, source, names, source.boxed, options.split)
+  found, pixels = map_scores(experiment, variables, source, names, source.boxed, split)
   results = {}
   for name in names:
     threshold = chosen[name].best_threshold()
@@ -161,21 +161,25 @@ def _localize(
   return _Localization(results, curves, found[names[0]].count, chosen[names[0]].count)
 
 
-def _threshold_split(config: ml_collections.ConfigDict) -> str:
-  """The split on which thresholds are chosen.
+def _splits(experiment: Experiment) -> tuple[str, str]:
+  """The split that is reported, and the one on which thresholds are chosen.
 
   Raises:
-    UserError: it is the one that is reported.
+    UserError: they are the same.
   """
-  split = config.localize.threshold_split
+  config = experiment.config
+  split, threshold_split = config.localize.split, config.localize.threshold_split
   if split == "auto":
-    split = "validation" if config.data.validation else "train"
-  if split == config.localize.split:
+    split = experiment.report_split
+  if threshold_split == "auto":
+    held_out = config.data.validation and split != "validation"
+    threshold_split = "validation" if held_out else "train"
+  if split == threshold_split:
     raise UserError(
       f"The thresholds would be chosen on the reported split, {split!r}; choose them on another "
       "one with localize.threshold_split: validation (with data.validation above 0) or train"
     )
-  return split
+  return split, threshold_split
 
 
 def _spread(places: np.ndarray, most: int) -> np.ndarray:

@@ -61,6 +61,7 @@ def train_and_evaluate(
     stop = stack.enter_context(StopRequest())
     experiment = stop.run(lambda: Experiment(config))
     evaluation = stop.run(lambda: experiment.source(experiment.eval_split))
+    stop.run(lambda: experiment.report_split)  # what is needed last shows its mistakes now
 
     if not has_checkpoints(workdir):
       stop.run(lambda: experiment.pretrained)  # a mistake shows before the workdir is claimed
@@ -198,7 +199,7 @@ class _Run:
   def _evaluate(self, state: TrainState, step: int, last_step: int, chrono: Chrono) -> None:
     """Scores a state; the last one on the test split too, if another split was used so far."""
     sources = {"eval": self.evaluation}
-    if step == last_step and self.experiment.eval_split != "test":
+    if step == last_step and self.experiment.report_split != self.experiment.eval_split:
       sources["test"] = self.experiment.source("test")
     results, by_split = {}, {}
     for prefix, source in sources.items():

@@ -43,6 +43,11 @@ def introduce(experiment: Experiment, evaluation: Source, state: TrainState) -> 
       "The best checkpoint is chosen on the test split: report the last one, or hold out a share "
       "of train with --config.data.validation=0.1"
     )
+  elif experiment.report_split != "test":
+    logger.info(
+      "There are no test images: the best checkpoint is chosen on the held-out ones, the only ones "
+      "that are scored; report the last checkpoint"
+    )
 
 
 def _overview(params: dict) -> str:

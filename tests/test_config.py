@@ -70,7 +70,7 @@ BAD = {
   "optimizer.ema_decay": [-0.1, 1.0, NAN],
   "evaluate.checkpoint": ["newest"],
   "evaluate.split": ["train"],
-  "localize.split": ["auto", "val"],
+  "localize.split": ["val"],
   "localize.threshold_split": ["val"],
   "localize.num_threshold_images": [-1],
 }

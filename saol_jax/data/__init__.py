@@ -6,7 +6,7 @@ import numpy as np
 
 from saol_jax.data.decode import Geometry
 from saol_jax.data.encoded import BadImages, EncodedSource
-from saol_jax.data.records import Records
+from saol_jax.data.records import NoTestSplit, Records
 from saol_jax.data.source import (
   IN_MEMORY,
   ArraySource,
@@ -24,6 +24,7 @@ __all__ = [
   "DatasetInfo",
   "EncodedSource",
   "Geometry",
+  "NoTestSplit",
   "Reading",
   "Source",
   "list_datasets",
@@ -93,6 +94,7 @@ def load_source(
     The split. The order of its examples is always the same.
 
   Raises:
+    NoTestSplit: the data set has no test images.
     UserError: unknown name or split, `validation` out of range or zero where the validation split
       is asked for, an image size where none can be chosen or none where one is needed, or a data
       set that is not prepared.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from saol_jax.console import counted
-from saol_jax.data.records import Read
+from saol_jax.data.records import NoTestSplit, Read
 from saol_jax.errors import UserError
 from saol_jax.image_files import EXTENSIONS, describe_kinds, orientation, printable
 
@@ -53,6 +53,7 @@ class FolderRecords:
       split: "train", or "test" for the images of `DIR/val`.
 
     Raises:
+      NoTestSplit: there is no `val`, nor a folder that seems to be it.
       UserError: a folder is missing or has no image, `val` has a class that `train` lacks, or
         boxes.csv cannot be understood or names none of the images.
     """
@@ -125,7 +126,7 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
   folder = root / split
   start = len(str(folder)) - len(split)  # os.path.relpath takes ten seconds for a million files
   if not folder.is_dir():
-    raise UserError(_missing(root, split))
+    raise _missing(root, split)
   classes, empty, others = {}, [], collections.Counter()
   for entry in sorted(_scan(folder), key=lambda entry: entry.name):
     if entry.name.startswith(".") or not entry.is_dir():
@@ -157,31 +158,31 @@ def _list_classes(root: pathlib.Path, split: str) -> dict[str, list[str]]:
   return classes
 
 
-def _missing(root: pathlib.Path, split: str) -> str:
-  """What to say where a split's folder is not there, by what is there instead."""
+def _missing(root: pathlib.Path, split: str) -> UserError:
+  """What is raised where a split's folder is not there, by what is there instead."""
   message = f"data.data_dir={str(root)!r} has no folder {split!r}; "
   expected = "data.name='folder' expects DIR/train/<class>/* and DIR/val/<class>/*"
   if not root.is_dir():
-    return f"data.data_dir={str(root)!r} is no folder; {expected}"
+    return UserError(f"data.data_dir={str(root)!r} is no folder; {expected}")
   above = root.resolve().parent
   if root.resolve().name in _FOLDERS.values() and (above / split).is_dir():
-    return f"{message}{expected}: set it to {str(above)!r}, the folder above"
+    return UserError(f"{message}{expected}: set it to {str(above)!r}, the folder above")
   folders = [entry.name for entry in _scan(root) if entry.is_dir() and entry.name[0] != "."]
   for name in _OTHER_NAMES[split]:
     if name in folders:
-      return f"{message}{expected}: rename {name!r} to {split!r}"
+      return UserError(f"{message}{expected}: rename {name!r} to {split!r}")
   folders = sorted(set(folders).difference(*_OTHER_NAMES.values(), {"val"}))
   if split == "val" and "train" in folders:
-    return (
-      f"{message}{expected}. Move a share of each class there, a tenth say: the images on which "
-      "the model is tested, which training never sees"
+    return NoTestSplit(
+      f"{message}{expected}. Hold out a share of each class of train for evaluation with "
+      "--config.data.validation=0.1, or move images there on which the model is tested"
     )
   if folders and "train" not in folders:
-    return (
-      f"{message}{expected}. If {_shorten(folders)} are classes, move most of the images "
-      "of each to DIR/train/<class> and the others, which training never sees, to DIR/val/<class>"
+    return UserError(
+      f"{message}{expected}. If {_shorten(folders)} are classes, move these folders to DIR/train, "
+      "and hold out a share of their images for evaluation with --config.data.validation=0.1"
     )
-  return message + expected
+  return UserError(message + expected)
 
 
 @functools.cache

@@ -6,9 +6,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from saol_jax.errors import UserError
+
 # From a record, a TensorFlow string, to `image` (its encoded bytes), and where the record has them
 # `label` (int64 scalar) and `box` ((4,) float32: y_min, x_min, y_max, x_max, shares of the image).
 Parse = Callable[[Any], dict[str, Any]]
+
+
+class NoTestSplit(UserError):
+  """A data set has no test images; a share of train may be held out in their place."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from saol_jax import command_line
-from saol_jax.data import Reading, open_records
+from saol_jax.data import NoTestSplit, Reading, open_records
 from saol_jax.data.prepared import open_prepared
 from saol_jax.data.records import Records, parse_row
 from saol_jax.durable import write_text
@@ -36,7 +36,6 @@ logger = logging.getLogger("saol_jax.data.resize")  # also where this is the mai
 
 _VERSION = "1.0.0"
 _PER_SHARD = 4096  # images
-_SPLITS = ("train", "test")
 _NAMES = ("train_split", "test_split", "image_field", "label_field", "box_field")  # of `Reading`
 
 
@@ -75,7 +74,11 @@ def resize(
   copy = f"{name.partition(':')[0].replace('/', '_')}_{short_side}"
   folder = pathlib.Path(output).expanduser() / copy / _VERSION
   reading = reading or Reading()
-  records = {split: open_records(name, split, data_dir, reading) for split in _SPLITS}
+  records = {"train": open_records(name, "train", data_dir, reading)}
+  try:
+    records["test"] = open_records(name, "test", data_dir, reading)
+  except NoTestSplit:
+    logger.info("There are no test images: the copy has the split train alone")
   plan = {
     "source": name,
     "short_side": short_side,

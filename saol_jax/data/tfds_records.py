@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from saol_jax.data.prepared import check_split, import_tfds, open_prepared
-from saol_jax.data.records import Read
+from saol_jax.data.records import NoTestSplit, Read
 from saol_jax.errors import UserError
 from saol_jax.tensorflow_cpu import import_tensorflow
 
@@ -53,6 +53,7 @@ class TfdsRecords:
         builders write where they know none, does not.
 
     Raises:
+      NoTestSplit: there is neither "test" nor "validation", and `test_split` is "auto".
       UserError: the data set, the split or a feature is not there, or is of another kind.
     """
     tfds = import_tfds()
@@ -136,9 +137,16 @@ class TfdsRecords:
 
 
 def _test_split(builder) -> str:
-  if "test" in builder.info.splits and builder.info.name != "imagenet2012":
-    return "test"
-  return "validation"
+  """TFDS's name of the split with labels that is not for training."""
+  known = ("validation",) if builder.info.name == "imagenet2012" else ("test", "validation")
+  for name in known:
+    if name in builder.info.splits:
+      return name
+  raise NoTestSplit(
+    f"data.name={builder.info.name!r} has no split {' or '.join(map(repr, known))}, only "
+    f"{', '.join(builder.info.splits)}. Hold out a share of train for evaluation with "
+    "--config.data.validation=0.1, or name the split: --config.data.test_split=NAME"
+  )
 
 
 def _feature(features, field: str):

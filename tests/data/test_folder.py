@@ -196,7 +196,7 @@ def test_what_is_no_data_set_is_refused(tmp_path, make, message):
 
 def test_a_folder_of_classes_and_the_train_folder_itself_are_recognised(tmp_path):
   write(tmp_path, {"whole/cat/1.jpg": JPEG_BYTES, "whole/dog/1.jpg": JPEG_BYTES})
-  with pytest.raises(UserError, match=r"If cat, dog are classes, move .* to DIR/train/<class>"):
+  with pytest.raises(UserError, match="If cat, dog are classes, move these folders to DIR/train"):
     load(tmp_path / "whole")
   write(tmp_path, {"split/train/cat/1.jpg": JPEG_BYTES})
   with pytest.raises(UserError, match=rf"set it to '{re.escape(str(tmp_path))}/split'"):
@@ -209,7 +209,7 @@ def test_a_folder_of_classes_and_the_train_folder_itself_are_recognised(tmp_path
     with pytest.raises(UserError, match=f"rename '{there}' to '{name}'"):
       load(other, "test")
   write(tmp_path, {"alone/train/cat/1.jpg": JPEG_BYTES})
-  with pytest.raises(UserError, match=r"has no folder 'val'.* Move a share of each class there"):
+  with pytest.raises(UserError, match=r"has no folder 'val'.* Hold out a share"):
     load(tmp_path / "alone", "test")
   with pytest.raises(UserError, match=r"'.*/nowhere' is no folder"):
     load(tmp_path / "nowhere")
