@@ -71,7 +71,7 @@ def bare_rates(config: ml_collections.ConfigDict) -> list[float]:
   experiment = Experiment(resolve(config))
   experiment.compile()
   batch = experiment.put(Loader(experiment.train, config.batch_size, config.seed)[0])
-  states = {"": experiment.first_state()}
+  states = {"": experiment.init()}
   turn = step.training_turn(experiment.train_step, states, "", batch)
   turn(_WARM_UP_STEPS)
   steps_a_line = config.log_every_steps

@@ -50,7 +50,7 @@ def default_config() -> ml_collections.ConfigDict:
   model.dropout = 0.0  # rate inside the blocks, for backbones that have it; or of ShakeDrop
   model.last_stride = 0  # 1 or 2, of the last stage; 0: the backbone's own
   model.norm_group = 0  # examples a batch-norm group; 0: all that are computed at once
-  model.pretrained = ""  # weights to start from: .safetensors, .pth or hf://org/name; empty: random
+  model.pretrained = ""  # weights to start from: a file, hf://org/name, or a workdir; empty: random
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out

@@ -20,7 +20,6 @@ from saol_jax.model import FunctionalModel, Variables, create_model
 from saol_jax.multipliers import Multipliers
 from saol_jax.optimizer import make_optimizer, make_schedule
 from saol_jax.preparation import seed_data
-from saol_jax.pretrained import Pretrained, match
 from saol_jax.train_step import (
   TrainState,
   examples_kept_together,
@@ -29,7 +28,6 @@ from saol_jax.train_step import (
   make_init,
   make_train_step,
 )
-from saol_jax.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -146,29 +144,6 @@ class Experiment:
     """Which part of each batch this process reads, as the loader wants it told."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-  @functools.cached_property
-  def pretrained(self) -> Pretrained | None:
-    """The weights to start from, read at the first use; None where all are random.
-
-    Raises:
-      UserError: they cannot be read, or are not of this model.
-    """
-    source = self.config.model.pretrained
-    if not source:
-      return None
-    abstract = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
-    return match(abstract, read_weights(source), source)
-
-  def first_state(self) -> TrainState:
-    """The state at step 0: `init`'s, with the pretrained weights where there are some."""
-    state = self.init()
-    if self.pretrained is None:
-      return state
-    logger.info("%s", self.pretrained)
-    variables = _overlaid(state.variables, self.pretrained.values)
-    ema = state.ema and _overlaid(state.ema, self.pretrained.values)
-    return state.replace(variables=variables, ema=ema)
-
   def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """What the steps need of a batch, split over the devices."""
     return put_batch(self.mesh, {name: batch[name] for name in _OF_BATCH if name in batch})
@@ -261,20 +236,6 @@ def create_configured(
     norm_group=options.norm_group or None,
     dtype=jnp.dtype(config.dtype),
     rngs=rngs,
-  )
-
-
-def _overlaid(variables: Variables, values: Mapping[tuple, np.ndarray]) -> Variables:
-  """Variables with some of them replaced, by path."""
-
-  def replaced(path, leaf: jax.Array) -> jax.Array:
-    value = values.get(tuple(entry.key for entry in path))
-    # A copy each: the step donates its state, and the moving average starts from the same values.
-    return leaf if value is None else jax.device_put(value, leaf.sharding, may_alias=False)
-
-  return Variables(
-    params=jax.tree_util.tree_map_with_path(replaced, variables.params),
-    batch_stats=jax.tree_util.tree_map_with_path(replaced, variables.batch_stats),
   )
 
 

@@ -1,282 +1,169 @@
-"""Pretrained weights: which tensor of a file belongs where in a model of ours."""
+"""Weights to begin with: of another library, in a file, or of another run of ours."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+import logging
+import pathlib
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.errors import UserError
-from saol_jax.model import Classifier
-from saol_jax.norm import GhostBatchNorm
-from saol_jax.pretrained_names import NAMINGS, Naming, namings_of
-from saol_jax.weight_files import read_weights
+from saol_jax.experiment import Experiment, create_configured
+from saol_jax.library_weights import Path, Pretrained, joined, listed, match, walk
+from saol_jax.model import Classifier, Variables
+from saol_jax.train_step import TrainState
+from saol_jax.trained import Trained, restore_trained
+from saol_jax.weight_files import find_in_folder, read_weights
 
-Path = tuple[str | int, ...]
-
-_NAMED = 10  # names of a list that a message shows
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-  return array
-
-
-def _conv_kernel(array: np.ndarray) -> np.ndarray:
-  """(out, in / groups, height, width) to (height, width, in / groups, out); grouped or not."""
-  return array.transpose(2, 3, 1, 0)
-
-
-_SCALE = (("weight", "scale", _same), ("bias", "bias", _same))
-# Of each kind of layer: PyTorch's name, ours, and how its array becomes ours. PyTorch's running
-# variance is the unbiased one and Flax's the biased one: it is taken as it is, since that is what
-# the weights were evaluated with, and training moves it on.
-_TENSORS = {
-  nnx.Conv: (("weight", "kernel", _conv_kernel), ("bias", "bias", _same)),
-  nnx.Linear: (("weight", "kernel", np.transpose), ("bias", "bias", _same)),
-  nnx.LayerNorm: _SCALE,
-  DeformableConv: (("weight", "kernel", _conv_kernel),),  # its offsets are a layer by themselves
-  GhostBatchNorm: (*_SCALE, ("running_mean", "mean", _same), ("running_var", "var", _same)),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """What a file of weights gives to a model.
-
-  Attributes:
-    source: where it came from.
-    library: whose names its tensors have.
-    prefix: what stands before them.
-    values: float32 arrays by their path in the model, in the model's shapes.
-    used: names of the tensors that are in `values`.
-    classifier: what became of the last linear layer, a sentence.
-    missing: paths of the parameters and statistics of the model that stay as they start.
-    left_over: names of the tensors that nobody wanted.
-  """
-
-  source: str
-  library: str
-  prefix: str
-  values: dict[Path, np.ndarray]
-  used: tuple[str, ...]
-  classifier: str
-  missing: tuple[str, ...]
-  left_over: tuple[str, ...]
-
-  def __str__(self) -> str:
-    prefix = f" after {self.prefix!r}" if self.prefix else ""
-    return (
-      f"Pretrained weights: {len(self.used)} tensors of {self.source}, named as in "
-      f"{self.library}{prefix}; {self.classifier}\n"
-      f"  not in the file, as they start: {_listed(self.missing, len(self.missing))}\n"
-      f"  left over in the file: {_listed(self.left_over, _NAMED)}"
-    )
+logger = logging.getLogger(__name__)
 
 
 def load_pretrained(model: Classifier, source: str) -> Pretrained:
-  """Puts pretrained weights into a model in place: the backbone's, and GAP-FC's where they fit.
+  """Puts pretrained weights into a model in place: the backbone's, and what fits of the heads.
 
   Args:
     model: from `create_model`, with a backbone of ours.
-    source: path of a `.safetensors` file or a PyTorch file of weights, or `hf://org/name[/file]`.
+    source: see `find_pretrained`.
 
   Returns:
     What was used, what is missing and what was left over.
 
   Raises:
-    UserError: see `match`, or the file cannot be read.
+    UserError: see `find_pretrained`.
   """
-  pretrained = match(model, read_weights(source), source)
+  pretrained = find_pretrained(model, source)
   for path, value in pretrained.values.items():
-    _walk(model, path).set_value(jnp.asarray(value))
+    walk(model, path).set_value(jnp.asarray(value))
   return pretrained
 
 
-def match(model: Classifier, tensors: Mapping[str, np.ndarray], source: str) -> Pretrained:
-  """Finds the tensors that belong into a model, and arranges them as the model has them.
+def find_pretrained(model: Classifier, source: str) -> Pretrained:
+  """Reads pretrained weights, and finds those that belong into a model.
 
   Args:
     model: perhaps without values (`nnx.eval_shape`).
-    tensors: by the names of a library that is known for the backbone's family, see
-      `pretrained_names`; all names may begin with the same prefix.
+    source: path of a `.safetensors` file or a PyTorch file of weights, or of a folder with one as
+      the Hugging Face hub has it; `hf://org/name[/file]`; or the workdir of a run of ours or its
+      export, of which the newest intact checkpoint counts, and the moving average where it has one.
+
+  Raises:
+    UserError: nothing intact is there, or it is of another backbone; see `match` and `match_run`.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if folder.is_dir() and find_in_folder(folder) is None:
+    return match_run(model, restore_trained(folder), source)
+  return match(model, read_weights(source), source)
+
+
+def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
+  """What a trained model gives to another one: its backbone, and what has the same shape of heads.
+
+  With other classes the last layers of both heads stay random, and so do all of SAOL's where the
+  trained model has none.
+
+  Args:
+    model: perhaps without values (`nnx.eval_shape`).
+    trained: of a run of ours, or an export of it.
     source: for messages.
 
   Raises:
-    UserError: the family has no known names, the tensors have other ones, the backbone has
-      parameters that are not among them, a shape differs, or a number is not finite.
+    UserError: the backbones differ.
   """
-  naming, prefix = _detect(model.backbone, tensors, source)
-  if objection := naming.objection(model.backbone):
-    raise UserError(f"model.pretrained={source!r} {objection}")
-  slots = list(_slots(model.backbone, ("backbone",), naming.pairs(model.backbone)))
-  values, used = _fill(model, slots, prefix, tensors, source)
-  classifier, of_gap, names = _classifier(model, naming, prefix, tensors)
-  values |= of_gap
-  used |= dict.fromkeys(names if of_gap else ())
+  theirs = _by_path(jax.device_get(trained.variables))
   variables = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+  shapes = {path: variable.shape for path, variable in variables}
+  values = {path: value for path, value in theirs.items() if shapes.get(path) == value.shape}
+  others = [path for path in shapes.keys() | theirs.keys() if path not in values]
+  if differing := sorted(joined(path) for path in others if path[0] == "backbone"):
+    options = trained.config.model
+    raise UserError(
+      f"model.pretrained={source!r} has another backbone, model.name={options.name!r}, and perhaps "
+      f"its norms were folded away by --fuse; these differ: {listed(differing, 3)}. Set model.name "
+      "to that of the run, and name the run itself or an export without --fuse"
+    )
+  before, now = len(trained.card.class_names), walk(model, ("gap", "linear", "bias")).shape[0]
+  fate = "taken over" if before == now else "random"
+  average = ", moving average" if trained.weights == "ema" else ""
   return Pretrained(
-    source=source,
-    library=naming.library,
-    prefix=prefix,
+    source=f"step {trained.step}{average} of {source}",
+    library="saol_jax",
+    prefix="",
     values=values,
-    used=tuple(used),
-    classifier=classifier,
-    missing=tuple(_joined(path) for path, _ in variables if path not in values),
-    left_over=tuple(
-      name
-      for name in tensors
-      if name not in used and name not in names and not name.endswith("num_batches_tracked")
-    ),
+    used=tuple(map(joined, values)),
+    classifier=f"the last layers are {fate}: it has {before} classes, and here are {now}",
+    missing=tuple(joined(path) for path in shapes if path not in values),
+    left_over=tuple(joined(path) for path in theirs if path not in values),
+    mean=trained.card.mean,
+    std=trained.card.std,
   )
 
 
-class _Slot(NamedTuple):
-  """A parameter or statistic of ours, and the tensors that it comes from."""
+class Start:
+  """Where a run begins: with random variables, or with the weights that its config names."""
 
-  names: tuple[str, ...]
-  path: Path
-  arrange: Callable[[np.ndarray], np.ndarray]
+  def __init__(self, experiment: Experiment):
+    self._experiment = experiment
 
-  def found(self, prefix: str, tensors: Mapping[str, np.ndarray]) -> bool:
-    return all(prefix + name in tensors for name in self.names)
+  @functools.cached_property
+  def weights(self) -> Pretrained | None:
+    """Those to begin with, read at the first use; None where all are random.
 
-  def value(self, prefix: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    parts = [tensors[prefix + name] for name in self.names]
-    return self.arrange(parts[0] if len(parts) == 1 else np.concatenate(parts))
+    Raises:
+      UserError: they cannot be read, or are not of this model.
+    """
+    config, num_classes = self._experiment.config, len(self._experiment.info.class_names)
+    if not config.model.pretrained:
+      return None
+    model = nnx.eval_shape(lambda: create_configured(config, num_classes, nnx.Rngs(0)))
+    return find_pretrained(model, config.model.pretrained)
 
+  def state(self) -> TrainState:
+    """The state of step 0."""
+    state = self._experiment.init()
+    if self.weights is None:
+      return state
+    logger.info("%s", self.weights)
+    self._compare_normalisation()
+    variables = _overlaid(state.variables, self.weights.values)
+    ema = state.ema and _overlaid(state.ema, self.weights.values)
+    return state.replace(variables=variables, ema=ema)
 
-def _slots(root: nnx.Module, start: Path, pairs: Iterator) -> Iterator[_Slot]:
-  """The tensors behind a naming's pairs; `start` leads to `root` in the whole model."""
-  for theirs, ours, *arrange in pairs:
-    names = (theirs,) if isinstance(theirs, str) else theirs
-    path = tuple(int(part) if part.isdecimal() else part for part in ours.split("/"))
-    target = _walk(root, path)
-    if isinstance(target, nnx.Variable):
-      yield _Slot(names, (*start, *path), *(arrange or (_same,)))
-      continue
-    kind = next(kind for kind in _TENSORS if isinstance(target, kind))
-    for suffix, attribute, arrange_it in _TENSORS[kind]:
-      if getattr(target, attribute) is not None:
-        suffixed = tuple(f"{name}.{suffix}" for name in names)
-        yield _Slot(suffixed, (*start, *path, attribute), arrange_it)
-
-
-def _detect(
-  backbone: nnx.Module, tensors: Mapping[str, np.ndarray], source: str
-) -> tuple[Naming, str]:
-  """The naming, and what stands before its names, with which most tensors are found."""
-  namings = namings_of(backbone)
-  if not namings:
-    known = ", ".join(kind.__name__ for kind in NAMINGS)
-    raise UserError(
-      f"model.pretrained={source!r}: no library's names are known for {type(backbone).__name__}, "
-      f"only for {known}; choose a backbone of these, or train from random weights"
+  def _compare_normalisation(self) -> None:
+    """Warns where the weights have seen images that were normalised otherwise."""
+    info, weights = self._experiment.info, self.weights
+    if not weights.mean or np.allclose(
+      (weights.mean, weights.std), (info.mean, info.std), atol=1e-3
+    ):
+      return
+    logger.warning(
+      "model.pretrained=%r has seen images normalised with mean %s and std %s, other than here; "
+      "for the same ones: --config.data.mean='%s' --config.data.std='%s'",
+      self._experiment.config.model.pretrained,
+      *(tuple(round(x, 4) for x in values) for values in 2 * (weights.mean, weights.std)),
     )
-  best, most = None, 0
-  for naming in namings:
-    slots = list(_slots(backbone, (), naming.pairs(backbone)))
-    first = slots[0].names[0]
-    for name in tensors:
-      if name == first or name.endswith(f".{first}"):
-        prefix = name.removesuffix(first)
-        count = sum(slot.found(prefix, tensors) for slot in slots)
-        # With as many hits, as in a file that also holds a moving average, the shorter prefix.
-        if count > most or (count == most and best and len(prefix) < len(best[1])):
-          best, most = (naming, prefix), count
-  if best is None:
-    expected = ", ".join(
-      f"{next(_slots(backbone, (), naming.pairs(backbone))).names[0]!r} ({naming.library})"
-      for naming in namings
-    )
-    raise UserError(
-      f"model.pretrained={source!r} is not of a {type(backbone).__name__}: its tensors are named "
-      f"{_listed(tuple(tensors), 3)}, and expected was {expected}. Set model.name to the network "
-      "that the weights are of"
-    )
-  return best
 
 
-def _fill(
-  model: Classifier,
-  slots: list[_Slot],
-  prefix: str,
-  tensors: Mapping[str, np.ndarray],
-  source: str,
-) -> tuple[dict[Path, np.ndarray], dict[str, None]]:
-  """Values of the backbone, all of them, and the names that they came from."""
-  remedy = "Set model.name to the network that the weights are of"
-  absent = [prefix + slot.names[0] for slot in slots if not slot.found(prefix, tensors)]
-  if absent:
-    raise UserError(
-      f"model.pretrained={source!r} lacks {len(absent)} of the backbone's {len(slots)} tensors: "
-      f"{_listed(absent, 3)}. {remedy}"
-    )
-  values, wrong = {}, []
-  for slot in slots:
-    value, shape = slot.value(prefix, tensors), _walk(model, slot.path).shape
-    if value.shape == shape:
-      values[slot.path] = _float32(value, slot.names[0], source)
-    else:
-      stored = " + ".join(str(tensors[prefix + name].shape) for name in slot.names)
-      wrong.append(
-        f"{prefix}{slot.names[0]} {stored} becomes {value.shape}, {_joined(slot.path)} is {shape}"
-      )
-  if wrong:
-    raise UserError(
-      f"model.pretrained={source!r} has {len(wrong)} tensors of other shapes than model.name has: "
-      f"{'; '.join(wrong[:3])}. {remedy}"
-    )
-  return values, {prefix + name: None for slot in slots for name in slot.names}
+def _by_path(variables: Variables) -> dict[Path, np.ndarray]:
+  """Parameters and statistics by their path in the model."""
+  return {
+    tuple(entry.key for entry in path): value
+    for tree in (variables.params, variables.batch_stats)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
-def _classifier(
-  model: Classifier, naming: Naming, prefix: str, tensors: Mapping[str, np.ndarray]
-) -> tuple[str, dict[Path, np.ndarray], tuple[str, ...]]:
-  """What becomes of their last layer: a sentence, values for GAP-FC, and its tensors' names.
+def _overlaid(variables: Variables, values: Mapping[Path, np.ndarray]) -> Variables:
+  """Variables with some of them replaced, by path."""
 
-  Their classifier may stand beside the backbone (`module.fc` and `module.resnet.conv1`): the prefix
-  is shortened until it is found.
-  """
-  if naming.classifier is None:
-    return "GAP-FC is random: it has no counterpart there", {}, ()
-  slots = list(_slots(model.gap, ("gap",), iter([(naming.classifier, "linear")])))
-  parts = prefix.split(".")[:-1]
-  for kept in range(len(parts), -1, -1):
-    start = "".join(f"{part}." for part in parts[:kept])
-    if not all(slot.found(start, tensors) for slot in slots):
-      continue
-    names = tuple(start + name for slot in slots for name in slot.names)
-    values = {slot.path: slot.value(start, tensors) for slot in slots}
-    shapes = {path: _walk(model, path).shape for path in values}
-    if all(value.shape == shapes[path] for path, value in values.items()):
-      values = {path: _float32(value, names[0], naming.library) for path, value in values.items()}
-      return f"GAP-FC is its {naming.classifier}, for as many classes", values, names
-    theirs, ours = tensors[names[0]].shape, tuple(reversed(shapes[slots[0].path]))
-    return f"GAP-FC is random: {names[0]} is {theirs}, and it needs {ours}", {}, names
-  return f"GAP-FC is random: the file has no {naming.classifier}", {}, ()
+  def replaced(path, leaf: jax.Array) -> jax.Array:
+    value = values.get(tuple(entry.key for entry in path))
+    # A copy each: the step donates its state, and the moving average starts from the same values.
+    return leaf if value is None else jax.device_put(value, leaf.sharding, may_alias=False)
 
-
-def _float32(value: np.ndarray, name: str, source: str) -> np.ndarray:
-  value = np.ascontiguousarray(value, np.float32)
-  if not np.isfinite(value).all():
-    raise UserError(f"model.pretrained={source!r}: {name} has numbers that are not finite")
-  return value
-
-
-def _walk(module: nnx.Module, path: Path) -> nnx.Module | nnx.Variable:
-  return functools.reduce(
-    lambda node, part: node[part] if isinstance(part, int) else getattr(node, part), path, module
+  return Variables(
+    params=jax.tree_util.tree_map_with_path(replaced, variables.params),
+    batch_stats=jax.tree_util.tree_map_with_path(replaced, variables.batch_stats),
   )
-
-
-def _joined(path: Path) -> str:
-  return ".".join(map(str, path))
-
-
-def _listed(names: tuple[str, ...] | list[str], most: int) -> str:
-  more = f" and {len(names) - most} more" if len(names) > most else ""
-  return (", ".join(names[:most]) or "none") + more

@@ -25,6 +25,7 @@ from saol_jax.experiment import Experiment
 from saol_jax.figures import Figures
 from saol_jax.finish import finish
 from saol_jax.model_card import write_model_json
+from saol_jax.pretrained import Start
 from saol_jax.progress import Chrono
 from saol_jax.runlog import RunLog, scores
 from saol_jax.stopping import StopRequest
@@ -63,8 +64,9 @@ def train_and_evaluate(
     evaluation = stop.run(lambda: experiment.source(experiment.eval_split))
     stop.run(lambda: experiment.report_split)  # what is needed last shows its mistakes now
 
+    start = Start(experiment)
     if not has_checkpoints(workdir):
-      stop.run(lambda: experiment.pretrained)  # a mistake shows before the workdir is claimed
+      stop.run(lambda: start.weights)  # a mistake shows before the workdir is claimed
 
     workdirs.check_config(config, workdir)
     lock = stack.enter_context(contextlib.closing(workdirs.Lock(workdir)))
@@ -73,7 +75,7 @@ def train_and_evaluate(
     scored: dict[int, float] = {}
     checkpoints = Checkpoints(workdir, scored, before_commit=lambda: run.put_back())
     stack.enter_context(contextlib.closing(checkpoints))
-    state = _restore_or_init(experiment, checkpoints, stop)
+    state = _restore_or_begin(experiment, checkpoints, start, stop)
     log = stack.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     scored.update(scores(log.records, experiment.score_name))
 
@@ -223,12 +225,12 @@ class _Run:
     return earlier + time.monotonic() - self.began
 
 
-def _restore_or_init(
-  experiment: Experiment, checkpoints: Checkpoints, stop: StopRequest
+def _restore_or_begin(
+  experiment: Experiment, checkpoints: Checkpoints, start: Start, stop: StopRequest
 ) -> TrainState:
-  """The newest intact checkpoint, or a fresh state."""
+  """The newest intact checkpoint, or the state of step 0."""
   if not checkpoints.steps:
-    return stop.run(experiment.first_state)
+    return stop.run(start.state)
   state = checkpoints.restore(experiment.abstract_state())
   step, last_step = int(state.step), experiment.num_train_steps
   if step < last_step:

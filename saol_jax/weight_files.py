@@ -16,8 +16,9 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
   """Reads all tensors of a file of weights.
 
   Args:
-    source: path of a `.safetensors` file or of a file of `torch.save`; or `hf://org/name`, a model
-      of the Hugging Face hub, perhaps with a file of it: `hf://org/name/file`.
+    source: path of a `.safetensors` file or of a file of `torch.save`, or of a folder with one of
+      these as the Hugging Face hub names them; or `hf://org/name`, a model of the hub, perhaps with
+      a file of it: `hf://org/name/file`.
 
   Returns:
     The tensors by name, as stored.
@@ -26,14 +27,22 @@ def read_weights(source: str) -> dict[str, np.ndarray]:
     UserError: there is no such file, or it cannot be read.
   """
   path = _download(source) if source.startswith(_HUB) else pathlib.Path(source).expanduser()
+  path = find_in_folder(path) or path
   try:
     # Not by the suffix: on the hub and in caches files may have any name.
     return read_torch_file(path) if _is_torch(path) else _read_safetensors(path)
   except OSError as error:
     raise UserError(
       f"model.pretrained={source!r} cannot be read ({error.strerror or error}); expected a "
-      ".safetensors file, a PyTorch file of weights (.pth, .bin), or hf://org/name"
+      ".safetensors file, a PyTorch file of weights (.pth, .bin), hf://org/name, or the workdir or "
+      "export of a run"
     ) from error
+
+
+def find_in_folder(folder: pathlib.Path) -> pathlib.Path | None:
+  """The weights in a folder that was downloaded from the Hugging Face hub; None elsewhere."""
+  paths = (folder / name for name in _HUB_FILES)
+  return next((path for path in paths if path.is_file()), None)
 
 
 def _is_torch(path: pathlib.Path) -> bool:

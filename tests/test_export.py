@@ -14,14 +14,17 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
+from flax import nnx
 from jax import export as jax_export
 
 from saol_jax import export
 from saol_jax.errors import UserError
+from saol_jax.experiment import create_configured
 from saol_jax.export import export_command
 from saol_jax.export_card import _localization, _plain, _sample
 from saol_jax.localization import BOX_MAP
 from saol_jax.predictor import load
+from saol_jax.pretrained import find_pretrained
 from saol_jax.trained import for_inference, restore_run
 from tests.support import assert_identical, write_run
 
@@ -69,6 +72,18 @@ def test_programs_agree_with_the_model(which, request, images, expected):
     assert ("attention" in found) == (name == "maps")
     for key in found.keys() & expected.keys():
       np.testing.assert_allclose(found[key], expected[key], atol=1e-5)
+
+
+def test_another_run_may_begin_with_an_export(run, exported, fused):
+  model = create_configured(run.experiment.config, 10, nnx.Rngs(0))
+  found = find_pretrained(model, str(exported))
+  assert found.missing
+  assert all(name.startswith("saol.mask.") for name in found.missing)  # only training needs it
+  assert found.left_over == ()
+  scale = run.state.ema.params["backbone"]["norm"]["scale"]
+  np.testing.assert_array_equal(found.values["backbone", "norm", "scale"], scale)
+  with pytest.raises(UserError, match="an export without --fuse"):
+    find_pretrained(model, str(fused))
 
 
 def test_any_batch_size(exported, images, expected):

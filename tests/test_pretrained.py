@@ -15,7 +15,8 @@ from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.errors import Stopped, UserError
 from saol_jax.experiment import Experiment
-from saol_jax.pretrained import load_pretrained, match
+from saol_jax.library_weights import match
+from saol_jax.pretrained import Start, load_pretrained
 from saol_jax.workdir import claim
 from tests.support import tiny_config
 from tests.torch_files import write_state_dict
@@ -211,7 +212,7 @@ def test_half_precision_and_extra_tensors():
   found = match(abstract(tiny, 5), tensors | {"conv1.bias": np.ones(4)}, "a.pth")
   assert {value.dtype for value in found.values.values()} == {np.dtype(np.float32)}
   assert found.left_over == ("conv1.bias",)
-  assert "left over in the file: conv1.bias" in str(found)
+  assert "left over there: conv1.bias" in str(found)
 
 
 def test_weights_of_another_network():
@@ -275,7 +276,7 @@ def test_a_run_starts_from_the_weights_and_resumes_without_the_file(run, tmp_pat
   experiment = Experiment(resolve(config))
   like = experiment.abstract_state()
   monkeypatch.setattr(experiment, "init", lambda: jax.tree.map(zeros, like))  # compiles less
-  state = experiment.first_state()
+  state = Start(experiment).state()
   for variables in (state.variables, state.ema):
     fc = variables.params["gap"]["linear"]["kernel"]
     np.testing.assert_array_equal(fc, tensors["fc.weight"].T)

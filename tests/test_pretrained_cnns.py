@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saol_jax.pretrained import match
+from saol_jax.library_weights import match
 from tests.torch_shapes import Shapes, classifier, zeros
 
 

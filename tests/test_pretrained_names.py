@@ -12,7 +12,7 @@ from flax import nnx
 from saol_jax.backbones import VisionTransformer
 from saol_jax.backbones.vit import resize_positions
 from saol_jax.errors import UserError
-from saol_jax.pretrained import match
+from saol_jax.library_weights import match
 from saol_jax.pretrained_names import inverted_residual
 from tests.backbones.numerics import SameKey, abstract
 from tests.torch_shapes import Shapes, classifier, zeros

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saol_jax.data import (
-  BadImages,
-)
+from saol_jax.data import BadImages
 from saol_jax.data.loader import Loader, padded_batches
 from saol_jax.errors import UserError
 from saol_jax.evaluate import evaluate

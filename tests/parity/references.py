@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from saol_jax import create_model
-from saol_jax.pretrained import match
+from saol_jax.library_weights import match
 from tests.backbones.numerics import SameKey, forward
 
 _INTERPOLATION = enum.Enum("InterpolationMode", "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
