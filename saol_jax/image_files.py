@@ -19,14 +19,36 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from saol_jax.console import counted
 from saol_jax.errors import UserError
 
+with contextlib.suppress(ImportError):  # without it HEIC is a kind that Pillow does not know
+  import pi_heif
+
+  pi_heif.register_heif_opener()
+
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_JPEG = (".jfif", ".jpeg", ".jpg")
+KINDS = {  # as Pillow calls them, and the extensions that each may have
+  "AVIF": (".avif",),
+  "BMP": (".bmp",),
+  "GIF": (".gif",),
+  "HEIF": (".heic", ".heif"),
+  "JPEG": _JPEG,
+  "MPO": _JPEG,  # of some cameras
+  "PNG": (".png",),
+  "PPM": (".ppm",),
+  "TIFF": (".tif", ".tiff"),
+  "WEBP": (".webp",),
+}
+EXTENSIONS = tuple(sorted({extension for several in KINDS.values() for extension in several}))
 MOST_PIXELS = 2**29  # of an image: TensorFlow, which decodes in training, refuses more
 _pillow_limit = threading.Lock()
 _OF_PREDICTIONS = (".jsonl", ".csv", ".html")  # which may lie beside the images
-# In what is no JPEG file, at any place: EXIF of PNG and WebP, of PNG as text, and XMP of both.
-_TURN_MARKS = (b"eXIf", b"EXIF", b"Raw profile type exif", b"com.adobe.xmp", b"tiff:Orientation")
+# In what is no JPEG file, at any place: EXIF of PNG and WebP, of PNG as text, XMP of both, and how
+# AVIF is turned and mirrored, of which Pillow makes EXIF.
+_TURN_MARKS = (
+  *(b"eXIf", b"EXIF", b"Raw profile type exif", b"com.adobe.xmp", b"tiff:Orientation"),
+  *(b"irot", b"imir"),
+)
 
 
 class UnreadableImage(UserError):

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -121,7 +122,7 @@ class Decoder:
     """
     self._tf = tf = import_tensorflow()
     self._geometry, self._parse, self._train = geometry, parse, train
-    parallel = threads or _usable_cores()
+    self._threads = parallel = threads or _usable_cores()
     size = geometry.size
 
     @tf.function(
@@ -166,7 +167,7 @@ class Decoder:
       orientations: (n,) int32, EXIF's 1 to 8: how each image is to be turned; 1 leaves it.
       draws: (n, 22) from `crop_draws`; None in evaluation.
       read_odd: tries an encoded image that TensorFlow cannot decode: to (H, W, 3) uint8, turned as
-        it is to be, or any exception. It is called in this thread.
+        it is to be, or any exception. It is called in several threads at once.
     """
     n = len(records)
     draws = np.zeros((n, _DRAWS), np.float32) if draws is None else draws
@@ -190,8 +191,9 @@ class Decoder:
     for array, rows_found in zip(arrays, rows, strict=False):
       array[places] = rows_found
     images, labels, boxes, sizes, windows = arrays
-    broken = {}
-    for place in np.setdiff1d(np.arange(n), places).tolist():
+
+    def read(place: int) -> str | None:
+      """Fills a row that TensorFlow could not; returns why it cannot be filled."""
       try:
         row = parse_row(self._parse, records[place])
         labels[place] = row.get("label", -1)
@@ -199,10 +201,15 @@ class Decoder:
         pixels = read_odd(row["image"])
         image, window = self._from_pixels(pixels, draws[place])
       except Exception as error:  # a broken file can end in any exception of its decoder
-        broken[place] = " ".join(str(error).split()) or type(error).__name__
-      else:
-        images[place], windows[place] = image.numpy(), window.numpy()
-        sizes[place] = pixels.shape[:2]
+        return " ".join(str(error).split()) or type(error).__name__
+      images[place], windows[place] = image.numpy(), window.numpy()
+      sizes[place] = pixels.shape[:2]
+      return None
+
+    missing = np.setdiff1d(np.arange(n), places).tolist()
+    with ThreadPoolExecutor(self._threads) as threads:
+      reasons = dict(zip(missing, threads.map(read, missing), strict=True))
+    broken = {place: reason for place, reason in reasons.items() if reason is not None}
     return Decoded(images, labels, boxes, sizes, windows, broken)
 
   def _row(self, place, record, orientation, draws):

@@ -15,21 +15,9 @@ from saol_jax.data.encoded import EncodedSource
 from saol_jax.data.loader import prefetch
 from saol_jax.data.records import parse_row
 from saol_jax.data.source import Source
-from saol_jax.image_files import read_image
+from saol_jax.image_files import EXTENSIONS, KINDS, read_image
 
 _BATCH = 256
-# Kind, as Pillow calls it, to the extensions that it may have. MPO is a JPEG file of some cameras.
-_EXTENSIONS = {
-  "BMP": (".bmp",),
-  "GIF": (".gif",),
-  "JPEG": (".jpg", ".jpeg"),
-  "MPO": (".jpg", ".jpeg"),
-  "PNG": (".png",),
-  "PPM": (".ppm",),
-  "TIFF": (".tif", ".tiff"),
-  "WEBP": (".webp",),
-}
-_KNOWN = {extension for extensions in _EXTENSIONS.values() for extension in extensions}
 
 
 class _Tally:
@@ -148,7 +136,7 @@ def _encoded(source: EncodedSource, tally: _Tally) -> Iterator[int]:
       tally.modes[mode] += 1
       name = records.key(indices[place])
       extension = pathlib.PurePath(name).suffix.lower()
-      if extension in _KNOWN and extension not in _EXTENSIONS.get(kind, ()):
+      if extension in EXTENSIONS and extension not in KINDS.get(kind, ()):
         tally.mislabelled[name] = kind
     yield len(indices)
 

@@ -1,10 +1,12 @@
 """Image files of every kind that a folder may hold, and what is wrong with them."""
 
+import pathlib
+
 import numpy as np
 from PIL import Image
 
 from saol_jax.data import BadImages, Geometry, Reading, load_source
-from tests.data.pictures import ROTATED, encode, scene, with_orientation
+from tests.data.pictures import ROTATED, encode, scene, turned_exif, with_orientation
 
 SIZE = 32
 READING = Reading(geometry=Geometry(SIZE, eval_crop=0), bad_images=BadImages(0.5, "count"))
@@ -34,6 +36,10 @@ ODD = {  # each decodes, whatever its name says
   "palette.bmp": encode(PHOTO.quantize(64), "BMP"),
   "lossless.webp": encode(PHOTO, "WEBP", lossless=True),
   "transparent.webp": encode(_transparent, "WEBP", lossless=True, exact=True),
+  "web.avif": encode(PHOTO, "AVIF", quality=95),
+  "turned.avif": encode(PHOTO, "AVIF", quality=95, exif=turned_exif(ROTATED)),
+  # PHOTO as pillow-heif 1.4.0 writes it with quality 90; pi_heif only reads.
+  "phone.heic": (pathlib.Path(__file__).parent / "scene.heic").read_bytes(),
 }
 BROKEN = {
   "truncated.jpg": (JPEG_BYTES[: len(JPEG_BYTES) // 2], "truncated"),

@@ -28,11 +28,16 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
   return stream.getvalue()
 
 
-def with_orientation(image: Image.Image, orientation: int, **options) -> bytes:
-  """A JPEG file whose EXIF data says how it is to be turned."""
+def turned_exif(orientation: int) -> Image.Exif:
+  """EXIF data that says how a picture is to be turned."""
   exif = Image.Exif()
   exif[0x0112] = orientation
-  return encode(image, "JPEG", exif=exif, quality=95, **options)
+  return exif
+
+
+def with_orientation(image: Image.Image, orientation: int, **options) -> bytes:
+  """A JPEG file whose EXIF data says how it is to be turned."""
+  return encode(image, "JPEG", exif=turned_exif(orientation), quality=95, **options)
 
 
 def white_region(image: np.ndarray) -> np.ndarray:

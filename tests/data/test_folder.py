@@ -94,15 +94,15 @@ def test_in_training_the_next_good_image_stands_in(decoded, folder):
 
 def test_too_many_broken_files_end_training_with_a_list(folder):
   # 5 of 27 are broken; the fraction is about what has been met, of the whole split.
-  source = load(folder, bad_images=BadImages(max_fraction=3.5 / 27))
-  loader = Loader(source, 9, seed=0)
+  source = load(folder, bad_images=BadImages(max_fraction=3.5 / 30))
+  loader = Loader(source, 10, seed=0)
   with pytest.raises(UserError) as error:
     list(map(loader.__getitem__, range(3)))
   lines = str(error.value).splitlines()
   assert lines[0] in ("4 image(s) cannot be decoded:", "5 image(s) cannot be decoded:")
   assert all(any(name in line for name in BROKEN) for line in lines[1:-1])
   assert len(lines[1:-1]) == int(lines[0][0])
-  assert "of 27 images are broken" in lines[-1]
+  assert "of 30 images are broken" in lines[-1]
   assert "--config.data.max_bad_fraction=" in lines[-1]
 
 
@@ -214,14 +214,14 @@ def test_a_folder_of_classes_and_the_train_folder_itself_are_recognised(tmp_path
 
 
 def test_files_of_other_kinds_are_counted_once(tmp_path, caplog):
-  names = ["train/a/1.jpg", "train/a/2.HEIC", "train/a/below/3.heic", "train/b/1.jpg", "train/b/x"]
+  names = ["train/a/1.jpg", "train/a/2.PSD", "train/a/below/3.psd", "train/b/1.jpg", "train/b/x"]
   write(tmp_path, dict.fromkeys([*names, "train/a/.hidden", "val/a/1.jpg"], JPEG_BYTES))
   with caplog.at_level(logging.WARNING):
     assert len(load(tmp_path)) == 2
     load(tmp_path, "test")
   said = [message for message in caplog.messages if "other kinds" in message]
   assert len(said) == 1
-  assert "left out 3 files of other kinds: 2 .heic, 1 without extension" in said[0]
+  assert "left out 3 files of other kinds: 2 .psd, 1 without extension" in said[0]
 
 
 def test_links_are_followed_but_not_in_a_circle(tmp_path):

@@ -53,8 +53,9 @@ def test_inspection_counts_everything_and_names_what_is_wrong(inspected):
   assert train["height"] == {"least": 1, "median": 60, "most": 20_000}
   assert train["width"] == {"least": 1, "median": 90, "most": 20_000}
   kinds = {"JPEG": 5 + 1 + len(GOOD), "PNG": 6, "GIF": 2, "BMP": 2, "WEBP": 2, "TIFF": 1}
+  kinds |= {"AVIF": 2, "HEIF": 1}
   assert train["kinds"] == kinds
-  assert train["modes"] == {"RGB": 9 + len(GOOD), "P": 4, "RGBA": 2, "I;16": 2, "L": 1, "CMYK": 1}
+  assert train["modes"] == {"RGB": 12 + len(GOOD), "P": 4, "RGBA": 2, "I;16": 2, "L": 1, "CMYK": 1}
   assert results["test"]["broken"] == {}
 
 
@@ -69,7 +70,7 @@ def test_inspection_gives_the_mean_and_deviation_of_the_pixels(inspected, decode
 def test_the_table_names_what_the_file_holds(inspected, caplog):
   _, _, results, _ = inspected
   text = describe("train", results["train"])
-  assert "per class   3 (worse) to 19 (odd)" in text
+  assert "per class   3 (worse) to 22 (odd)" in text
   assert "wrong extension: 2\n    train/odd/gif_named.jpg is GIF" in text
   assert f"broken: {len(BROKEN)}\n" in text
   many = results["train"] | {"broken": {f"{n}.jpg": "empty" for n in range(12)}}

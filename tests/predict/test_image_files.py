@@ -158,13 +158,13 @@ def test_what_is_found(tmp_path):
 
 
 def test_what_is_left_out_is_counted(tmp_path, caplog):
-  empty_files(tmp_path, ["b.png", "a.avif", "a/x.HEIC", "a/y.heic", "old/overlays/b.jpg"])
+  empty_files(tmp_path, ["b.png", "a.svg", "a/x.PSD", "a/y.psd", "old/overlays/b.jpg"])
   empty_files(tmp_path / "old", ["predictions.jsonl", "predictions.csv", "report.html"])
   empty_files(tmp_path, ["overlays/mine.png"])  # no prediction wrote beside it
   with caplog.at_level("WARNING"):
     found = find_images(tmp_path, leave_out=tmp_path / "out")
   assert [file.name for file in found] == ["b.png", "overlays/mine.png"]
-  assert "Left out 3 files of other kinds: 2 .heic, 1 .avif" in caplog.text
+  assert "Left out 3 files of other kinds: 2 .psd, 1 .svg" in caplog.text
 
 
 def test_a_name_like_a_pattern_is_a_file(tmp_path):
