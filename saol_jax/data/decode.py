@@ -126,11 +126,12 @@ class Decoder:
     size = geometry.size
 
     @tf.function(
+      autograph=False,
       input_signature=[
         tf.TensorSpec([None], tf.string),
         tf.TensorSpec([None], tf.int32),
         tf.TensorSpec([None, _DRAWS], tf.float32),
-      ]
+      ],
     )
     def decode(records, orientations, draws):
       places = tf.range(tf.size(records))
@@ -141,10 +142,11 @@ class Decoder:
       return rows.get_single_element()
 
     @tf.function(
+      autograph=False,
       input_signature=[
         tf.TensorSpec([None, None, 3], tf.uint8),
         tf.TensorSpec([_DRAWS], tf.float32),
-      ]
+      ],
     )
     def from_pixels(pixels, draws):
       window = self._window(tf.shape(pixels)[:2], draws)
