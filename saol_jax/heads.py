@@ -133,14 +133,13 @@ class SAOL(nnx.Module):
     options = {"norm_group": norm_group, "dtype": dtype, "rngs": rngs}
     last, used = stage_channels[-1], stage_channels[-3:]
     self.attention = _CellScore(last, width, kernel_size, **options)
-    self.mask = _CellScore(last, width, kernel_size, **options) if mask_branch else None
     self.laterals = nnx.List(
-      [_conv(channels, width, lateral_kernel_size, dtype=dtype, rngs=rngs) for channels in used]
+      [_Conv(channels, width, lateral_kernel_size, dtype=dtype, rngs=rngs) for channels in used]
     )
     self.norm = GhostBatchNorm(width * len(used), group=norm_group, dtype=dtype)
-    self.classify = _conv(
-      width * len(used), num_classes, kernel_size, use_bias=True, dtype=dtype, rngs=rngs
-    )
+    self.classify = _Logits(width * len(used), num_classes, kernel_size, dtype=dtype, rngs=rngs)
+    # Last, so that all else starts with the same values without it.
+    self.mask = _CellScore(last, width, kernel_size, **options) if mask_branch else None
 
   def __call__(self, stages: Sequence[jax.Array], *, train: bool) -> SpatialOutput:
     """Classifies every cell and the whole image.
@@ -181,9 +180,9 @@ class _CellScore(nnx.Module):
   """One number a cell: conv, BN, ReLU, conv to 1."""
 
   def __init__(self, channels, width, kernel_size, *, norm_group, dtype, rngs):
-    self.hidden = _conv(channels, width, kernel_size, dtype=dtype, rngs=rngs)
+    self.hidden = _Conv(channels, width, kernel_size, dtype=dtype, rngs=rngs)
     self.norm = GhostBatchNorm(width, group=norm_group, dtype=dtype)
-    self.score = _conv(width, 1, kernel_size, use_bias=True, dtype=dtype, rngs=rngs)
+    self.score = _Logits(width, 1, kernel_size, dtype=dtype, rngs=rngs)
 
   def __call__(self, stage: jax.Array, *, train: bool) -> jax.Array:
     """(B, H, W, C) to (B, H, W) float32."""
@@ -191,18 +190,55 @@ class _CellScore(nnx.Module):
     return self.score(hidden).squeeze(-1).astype(jnp.float32)
 
 
-def _conv(channels, features, kernel_size, *, use_bias=False, dtype, rngs) -> nnx.Conv:
+class _Conv(nnx.Conv):
   """A convolution that keeps height and width."""
-  return nnx.Conv(
-    channels,
-    features,
-    (kernel_size, kernel_size),
-    padding=kernel_size // 2,
-    use_bias=use_bias,
-    dtype=dtype,
-    kernel_init=nnx.initializers.he_normal(),
-    rngs=rngs,
-  )
+
+  def __init__(self, channels, features, kernel_size, *, use_bias=False, dtype, rngs):
+    super().__init__(
+      channels,
+      features,
+      (kernel_size, kernel_size),
+      padding=kernel_size // 2,
+      use_bias=use_bias,
+      dtype=dtype,
+      kernel_init=nnx.initializers.he_normal(),
+      rngs=rngs,
+    )
+
+
+class _Logits(_Conv):
+  """The convolution, with bias, that ends a branch.
+
+  To gather the neighbourhood of each cell, as compilers do it, takes longer than the arithmetic
+  where few channels come out. A single product then gives what each cell contributes to each of its
+  neighbours, and these are added up, in float32.
+  """
+
+  def __init__(self, channels, features, kernel_size, *, dtype, rngs):
+    super().__init__(channels, features, kernel_size, use_bias=True, dtype=dtype, rngs=rngs)
+    self.few = 8 * features <= min(channels, 128)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, H, W, C) to (B, H, W, features)."""
+    if not self.few:
+      return super().__call__(x)
+    side, _, channels, features = self.kernel.shape
+    kernel = self.kernel[...].astype(self.dtype).transpose(2, 0, 1, 3).reshape(channels, -1)
+    cells = x.astype(self.dtype).reshape(-1, channels)
+    parts = jnp.matmul(cells, kernel, preferred_element_type=jnp.float32)
+    parts = parts.reshape(*x.shape[:3], side, side, features)
+    middle = side // 2
+    return self.bias[...].reshape(1, 1, 1, -1) + sum(
+      _shifted(parts[:, :, :, i, j], middle - i, middle - j)
+      for i in range(side)
+      for j in range(side)
+    )
+
+
+def _shifted(x: jax.Array, down: int, right: int) -> jax.Array:
+  """(B, H, W, C) moved by so many cells; what comes in is zero."""
+  edges = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _resized_conv(conv: nnx.Conv, stage: jax.Array, grid: tuple[int, int]) -> jax.Array:

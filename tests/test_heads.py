@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from saol_jax.heads import SAOL, GapFC, _resized_conv, spatial_attention_pool
+from saol_jax.heads import SAOL, GapFC, _Logits, _resized_conv, spatial_attention_pool
 from saol_jax.norm import GhostBatchNorm
 
 # Plain NumPy in float64: every formula again, from the definitions
@@ -254,12 +254,15 @@ def test_gap_fc_computes_with_bfloat16_features_in_float32():
 # SAOL
 
 
-@pytest.mark.parametrize("kernel_sizes", [(3, 1), (1, 3)], ids=["defaults", "lateral 3x3"])
+@pytest.mark.parametrize(
+  ("kernel_size", "lateral", "width"),
+  [(3, 1, 4), (1, 3, 4), (3, 1, 14)],
+  ids=["defaults", "lateral 3x3", "wide"],
+)
 @pytest.mark.parametrize("stages", STAGES)
-def test_evaluation_equals_a_numpy_forward_pass(stages, kernel_sizes):
-  kernel_size, lateral = kernel_sizes
+def test_evaluation_equals_a_numpy_forward_pass(stages, kernel_size, lateral, width):
   call, params, stats, maps = random_saol(
-    STAGES[stages], kernel_size=kernel_size, lateral_kernel_size=lateral
+    STAGES[stages], width=width, kernel_size=kernel_size, lateral_kernel_size=lateral
   )
   assert len(params["laterals"]) == min(len(maps), 3)
   output, new_stats = call(params, stats, maps, train=False)
@@ -395,6 +398,42 @@ def test_all_convolutions_and_norms_of_bfloat16_compute_in_it():
   model = nnx.eval_shape(lambda: SAOL(channels, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
   norms = [module for _, module in nnx.iter_modules(model) if isinstance(module, GhostBatchNorm)]
   assert [norm.dtype for norm in norms] == [jnp.bfloat16] * 3
+
+
+@pytest.mark.parametrize(("features", "few"), [(1, True), (3, True), (4, False)])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 4)])
+def test_logits_are_a_convolution_in_whichever_way(features, few, kernel_size, grid):
+  layer = _Logits(24, features, kernel_size, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  assert layer.few == few
+  layer.bias.set_value(jnp.arange(features, dtype=jnp.float32))
+  graph, params = nnx.split(layer)
+  rng = np.random.default_rng(3)
+  x, direction = (
+    jnp.asarray(rng.normal(size=(2, *grid, channels)), jnp.float32) for channels in (24, features)
+  )
+
+  def call(method, params, x):
+    return method(nnx.merge(graph, params), x)
+
+  def gradients(method):
+    return jax.grad(lambda *of: (call(method, *of) * direction).sum(), argnums=(0, 1))(params, x)
+
+  weights = {"kernel": layer.kernel[...], "bias": layer.bias[...]}
+  expected = conv(np.float64(x), float64(weights))
+  np.testing.assert_allclose(call(_Logits.__call__, params, x), expected, atol=3e-5)
+  close = functools.partial(np.testing.assert_allclose, atol=3e-5)
+  jax.tree.map(close, gradients(_Logits.__call__), gradients(nnx.Conv.__call__))
+
+
+def test_few_logits_of_bfloat16_are_added_up_in_float32():
+  rounded = _Logits(64, 1, 3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  exact = _Logits(64, 1, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  rounded.kernel.set_value(rounded.kernel[...].astype(jnp.bfloat16).astype(jnp.float32))
+  exact.kernel.set_value(rounded.kernel[...])
+  x = jax.random.normal(jax.random.key(0), (2, 5, 5, 64), jnp.bfloat16)
+  assert rounded(x).dtype == jnp.float32
+  np.testing.assert_allclose(rounded(x), exact(x.astype(jnp.float32)), atol=1e-5)
 
 
 def test_convolutions_start_with_the_variance_of_he():
