@@ -16,6 +16,16 @@ def check_counts(**values: int) -> None:
       raise UserError(f"{name}={value!r}; expected a whole number, 1 or more")
 
 
+def check_stage_channels(channels: Sequence[int]) -> None:
+  """Raises UserError where they are not numbers above 0, one or more."""
+  if not isinstance(channels, Sequence) or not channels:
+    raise UserError(
+      f"stage_channels={channels!r}; expected the channels of each stage map, coarse last, such as "
+      "(512, 1024, 2048)"
+    )
+  check_counts(**{f"stage_channels[{i}]": value for i, value in enumerate(channels)})
+
+
 def check_kernel_sizes(**values: int) -> None:
   """Raises UserError where one is not odd: a convolution keeps height and width."""
   check_counts(**values)
@@ -50,9 +60,33 @@ def check_stages(stages: Sequence[jax.Array], channels: Sequence[int]) -> None:
     )
 
 
-def check_same_shape(hint: str = "", **arrays: jax.Array) -> None:
-  """Raises ValueError where arrays differ in shape: they would be broadcast in silence."""
+def check_mixing(*, alpha: float, prob: float) -> None:
+  """Raises UserError where the parameters of CutMix or mixup, if known by now, are out of range."""
+  if not isinstance(alpha, jax.Array) and not 0 < alpha < float("inf"):
+    raise UserError(f"alpha={alpha!r}; expected a number above 0")
+  if not isinstance(prob, jax.Array) and not 0 <= prob <= 1:
+    raise UserError(f"prob={prob!r}; expected a probability from 0 to 1")
+
+
+def check_cutmix(images: jax.Array, targets: jax.Array, boxes: jax.Array) -> None:
+  """Raises ValueError where these cannot be mixed, or would be broadcast in silence."""
+  if targets.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.floating):
+    raise ValueError(
+      f"targets of shape {targets.shape} and type {targets.dtype}; expected distributions (B, K), "
+      "of class numbers made by jax.nn.one_hot(labels, K)"
+    )
+  if not jnp.issubdtype(boxes.dtype, jnp.integer):
+    raise ValueError(f"boxes of type {boxes.dtype}; expected whole numbers, in pixels")
+  if images.ndim != 4 or len(targets) != len(images) or boxes.shape != (len(images), 4):
+    raise ValueError(
+      f"images {images.shape}, targets {targets.shape}, boxes {boxes.shape}; expected "
+      "(B, H, W, C), (B, K) and (B, 4)"
+    )
+
+
+def check_same_shape(hint: str = "", *, rank: int, **arrays: jax.Array) -> None:
+  """Raises ValueError where arrays differ in shape, and would be broadcast in silence, or rank."""
   shapes = {name: jnp.shape(array) for name, array in arrays.items()}
-  if len(set(shapes.values())) > 1:
+  if len(set(shapes.values())) > 1 or {len(shape) for shape in shapes.values()} != {rank}:
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    raise ValueError(f"{found}; expected one shape for all{hint}")
+    raise ValueError(f"{found}; expected one shape for all, with {rank} axes{hint}")

@@ -8,6 +8,8 @@ pairs are as random, and no image has to leave its device.
 import jax
 import jax.numpy as jnp
 
+from saol_jax.checks import check_cutmix, check_mixing
+
 
 def sample_boxes(
   key: jax.Array,
@@ -34,7 +36,11 @@ def sample_boxes(
 
   Returns:
     (B, 4) int32, y_min, x_min, y_max, x_max in pixels, max exclusive; zero area: not mixed.
+
+  Raises:
+    UserError: alpha or prob is out of range.
   """
+  check_mixing(alpha=alpha, prob=prob)
   key_mixed, key_lambda, key_y, key_x = jax.random.split(key, 4)
   draws = (batch_size if per_example else 1,)
   mixed = jax.random.bernoulli(key_mixed, prob, draws)
@@ -110,13 +116,10 @@ def mix(images: jax.Array, targets: jax.Array, boxes: jax.Array) -> tuple[jax.Ar
     of the image that the clipped box covers.
 
   Raises:
-    ValueError: B is odd, or the targets are no distributions (B, K).
+    ValueError: B is odd or differs, the targets are no distributions (B, K), or the boxes are not
+      in pixels.
   """
-  if targets.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.floating):
-    raise ValueError(
-      f"targets of shape {targets.shape} and type {targets.dtype}; expected distributions (B, K), "
-      "of class numbers made by jax.nn.one_hot(labels, K)"
-    )
+  check_cutmix(images, targets, boxes)
   height, width = images.shape[1:3]
   inside = box_mask(boxes, height, width)[..., None] > 0
   sides = boxes[:, 2:] - boxes[:, :2]

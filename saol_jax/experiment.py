@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from saol_jax.backbones import is_built_in
 from saol_jax.data import BadImages, Geometry, NoTestSplit, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
@@ -72,7 +73,6 @@ class Experiment:
         "has a folder of its own, DIR/train/<class>/*"
       )
     self.model = FunctionalModel(self._create)
-    self._check_image_size()
     self.heads = ("gap",)
     if config.model.head == "saol":
       self.heads = ("saol", "gap") if "distillation" in loss_weights(config) else ("saol",)
@@ -88,6 +88,7 @@ class Experiment:
     self._init = make_init(config, self.model, optimizer, self.mesh)
     self.train_step = make_train_step(config, self.info, self.model, optimizer, self.mesh)
     self.eval_step = make_eval_step(config, self.info, self.model, self.heads, self.mesh)
+    self._check_network()
 
   @property
   def eval_split(self) -> str:
@@ -171,8 +172,8 @@ class Experiment:
   def _create(self, rngs: nnx.Rngs) -> nnx.Module:
     return create_configured(self.config, len(self.info.class_names), rngs)
 
-  def _check_image_size(self) -> None:
-    """Raises UserError where the last stage is too small to say anything of places."""
+  def _check_network(self) -> None:
+    """Raises UserError where the last stage is too small, or evaluation would not repeat."""
     height, width = self.train.image_shape[:2]
     model = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
     stride = model.backbone.stage_strides[-1]
@@ -183,6 +184,16 @@ class Experiment:
         f"{self.config.model.name!r} with head {self.config.model.head!r}: its last stage has "
         f"stride {stride}, so at least {cells * stride} x {cells * stride} are needed. Use a "
         "backbone with a smaller stride, or --config.model.last_stride=1"
+      )
+    if is_built_in(self.config.model.name):
+      return
+    images = jax.random.normal(jax.random.key(0), (2, *self.train.image_shape))
+    if changed := self.model.changed_by_evaluation(self.init().variables, images):
+      raise UserError(
+        f"model.name={self.config.model.name!r} changes {changed[0]} when it is called with "
+        "train=False, so that scores would depend on eval_batch_size or on chance. Pass `train` "
+        "on: nnx.BatchNorm needs use_running_average=not train, nnx.Dropout deterministic=not "
+        "train; saol_jax.norm.GhostBatchNorm takes train=train"
       )
 
 

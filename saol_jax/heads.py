@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 
-from saol_jax.checks import check_counts, check_kernel_sizes, check_same_shape, check_stages
+from saol_jax.checks import (
+  check_counts,
+  check_kernel_sizes,
+  check_same_shape,
+  check_stage_channels,
+  check_stages,
+)
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -43,7 +49,9 @@ def spatial_attention_pool(attention_logits: jax.Array, class_logits: jax.Array)
   SAOL (Kim et al. 2020), section 3.1, kept in log space so that a confident cell cannot underflow
   the loss.
   """
-  check_same_shape(attention_logits=attention_logits, one_class_of_logits=class_logits[..., 0])
+  check_same_shape(
+    rank=3, attention_logits=attention_logits, one_class_of_logits=class_logits[..., 0]
+  )
   return _pool(_log_attention(attention_logits), _log_classes(class_logits))
 
 
@@ -128,7 +136,7 @@ class SAOL(nnx.Module):
       UserError: a size that cannot be.
     """
     check_counts(num_classes=num_classes, width=width, norm_group=norm_group or 1)
-    check_counts(**{f"stage_channels[{i}]": channels for i, channels in enumerate(stage_channels)})
+    check_stage_channels(stage_channels)
     check_kernel_sizes(kernel_size=kernel_size, lateral_kernel_size=lateral_kernel_size)
     options = {"norm_group": norm_group, "dtype": dtype, "rngs": rngs}
     last, used = stage_channels[-1], stage_channels[-3:]

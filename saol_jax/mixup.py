@@ -11,6 +11,7 @@ everywhere and L_SS2 nothing.
 import jax
 import jax.numpy as jnp
 
+from saol_jax.checks import check_mixing
 from saol_jax.cutmix import partner, symmetric_beta
 
 
@@ -25,7 +26,11 @@ def sample_shares(key: jax.Array, batch_size: int, *, alpha: float, prob: float)
 
   Returns:
     (B,) float32 in [0, 1]; 0: not blended.
+
+  Raises:
+    UserError: alpha or prob is out of range.
   """
+  check_mixing(alpha=alpha, prob=prob)
   key_blended, key_share = jax.random.split(key)
   blended = jax.random.bernoulli(key_blended, prob, (batch_size,))
   return jnp.where(blended, symmetric_beta(key_share, alpha, (batch_size,)), 0.0)

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
-from saol_jax.backbones import create_backbone
-from saol_jax.checks import check_images
+from saol_jax.backbones import check_backbone, create_backbone
+from saol_jax.checks import check_counts, check_images
 from saol_jax.errors import UserError
 from saol_jax.heads import SAOL, GapFC, SpatialOutput
 
@@ -94,22 +95,22 @@ def create_model(
   """
   if head not in HEADS:
     raise UserError(f"model.head={head!r} is unknown; expected one of {', '.join(HEADS)}")
+  if norm_group is not None:
+    check_counts(norm_group=norm_group)
+  if not isinstance(rngs, nnx.Rngs):
+    raise UserError(f"rngs={rngs!r}; expected flax.nnx.Rngs, such as nnx.Rngs(0)")
   backbone = name
   if isinstance(name, str):
     backbone = create_backbone(
       name, dropout=dropout, last_stride=last_stride, norm_group=norm_group, dtype=dtype, rngs=rngs
     )
-  elif not (isinstance(name, nnx.Module) and getattr(name, "stage_channels", ())):
-    raise UserError(
-      f"{name!r} is no backbone; expected a name, or an nnx.Module that is called as "
-      "backbone(images, train=train), returns maps (B, h, w, c), coarse last, and has their "
-      "channels in stage_channels"
-    )
-  elif dropout or last_stride is not None:
-    raise UserError(
-      f"dropout={dropout} and last_stride={last_stride} would do nothing to a backbone of your "
-      "own: give them to the backbone where you make it, and leave them out here"
-    )
+  else:
+    check_backbone(name, "stage_channels")
+    if dropout or last_stride is not None:
+      raise UserError(
+        f"dropout={dropout} and last_stride={last_stride} would do nothing to a backbone of your "
+        "own: give them to the backbone where you make it, and leave them out here"
+      )
   channels = backbone.stage_channels
   gap = GapFC(channels[-1], num_classes, rngs=rngs)
   saol = None
@@ -151,10 +152,15 @@ class FunctionalModel:
   """A model as two pure functions, `init` and `apply`."""
 
   def __init__(self, create: Callable[[nnx.Rngs], nnx.Module]):
-    """Traces `create(rngs)`, without computing anything."""
+    """Traces `create(rngs)`, without computing anything.
+
+    Raises:
+      UserError: the model holds other arrays than parameters and batch statistics.
+    """
     self._create = create
     abstract = nnx.eval_shape(lambda: create(_rngs(jax.random.key(0))))
-    self._graph, _, _, self._streams = nnx.split(abstract, nnx.Param, nnx.BatchStat, ...)
+    _check_arrays(abstract)
+    self._graph, _, _, self._streams = nnx.split(abstract, nnx.Param, nnx.BatchStat, nnx.RngState)
 
   def init(self, key: jax.Array) -> Variables:
     """Fresh variables; pure, so that it can be jitted."""
@@ -169,27 +175,62 @@ class FunctionalModel:
       variables: from `init`.
       images: (B, H, W, 3), normalised floats.
       train: use batch statistics, and dropout where the model has it.
-      key: for dropout; needed in training where the model has it.
+      key: for dropout and other random streams; needed in training where the model has any.
 
     Returns:
       The model's output, and the batch statistics after the call.
 
     Raises:
-      ValueError: the model has dropout, and there is no key.
+      ValueError: the model draws at random in training, and there is no key.
     """
     model = self.merge(variables)
+    names = {stream.tag for _, stream in nnx.to_flat_state(self._streams)}
     if key is not None:
-      nnx.reseed(model, dropout=key)
-    elif train and jax.tree.leaves(self._streams):
+      others = enumerate(sorted(names - {"dropout"}))
+      nnx.reseed(model, dropout=key, **{name: jax.random.fold_in(key, i) for i, name in others})
+    elif train and names:
       raise ValueError("this model drops at random in training: apply needs a key")
     output = model(images, train=train)
     return output, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+  def changed_by_evaluation(self, variables: Variables, images: jax.Array) -> list[str]:
+    """Names of the statistics and random streams that a call with `train=False` changes.
+
+    There should be none, or what the model says of an image depends on others, or on chance.
+    """
+
+    def states(model: nnx.Module) -> dict[str, Any]:
+      return nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount)))
+
+    @jax.jit
+    def call(variables, images):
+      model = self.merge(variables)
+      before = states(model)
+      model(images, train=False)
+      return jax.tree.map(lambda old, new: (old != new).any(), before, states(model))
+
+    changed = jax.tree.leaves_with_path(call(variables, images))
+    return [".".join(str(entry.key) for entry in path) for path, found in changed if found]
 
   def merge(self, variables: Variables) -> nnx.Module:
     """The module with these variables: for calling its parts, inside one trace."""
     streams = jax.tree.map(_blank, self._streams)
     # A copy: the caller's arrays belong to an outer trace, which must not see the model's updates.
     return nnx.merge(self._graph, variables.params, variables.batch_stats, streams, copy=True)
+
+
+def _check_arrays(model: nnx.Module) -> None:
+  """Raises UserError where a model has arrays that would not be kept with its variables."""
+  kept = (nnx.Param, nnx.BatchStat, nnx.RngState)
+  arrays = (nnx.Variable, jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+  for path, node in nnx.iter_graph(model):
+    if isinstance(node, arrays) and not isinstance(node, kept):
+      name = ".".join(map(str, path))
+      raise UserError(
+        f"the model's {name} is an array that is neither nnx.Param nor nnx.BatchStat, so that it "
+        "would be lost: make it nnx.BatchStat(array), which is kept and not trained, or make the "
+        "array where it is needed, in __call__"
+      )
 
 
 def _rngs(key: jax.Array) -> nnx.Rngs:

@@ -92,41 +92,6 @@ def loss_weights(config: ml_collections.ConfigDict) -> dict[str, float]:
   return {name: weight for name, weight in weights.items() if weight}
 
 
-def saol_losses(
-  output: ModelOutput,
-  unmixed: ModelOutput | None,
-  targets: jax.Array,
-  mask: jax.Array,
-  *,
-  beta: float,
-  thin: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> dict[str, jax.Array]:
-  """The paper's losses of a mixed batch, (B,) each; L_SS2 of what `thin` leaves of it.
-
-  Args:
-    output: for the mixed images.
-    unmixed: for what `thin` leaves of the images before mixing; None leaves L_SS2 out.
-    targets: (B, K), mixed labels.
-    mask: (B, height, width), 1 where a pixel was pasted.
-    beta: of L_SD.
-    thin: from arrays (B, ...) to whole pairs of their examples; the paper takes them all.
-  """
-  spatial = output.spatial
-  mask = cutmix.reduce_mask(mask, spatial.attention.shape[1:])
-  values = {"spatial": losses.soft_cross_entropy(spatial.log_probs, targets)}  # L_SL
-  if spatial.mask_logits is not None:  # L_SS1
-    values["mask"] = losses.mask_loss(spatial.mask_logits, mask)
-  if unmixed is not None:  # L_SS2: what was pasted came from the partner
-    source = cutmix.partner(unmixed.spatial.spatial_log_probs)
-    prediction = thin(spatial.spatial_log_probs)
-    values["consistency"] = losses.consistency_loss(prediction, source, thin(mask))
-  values["distillation"] = losses.self_distillation_loss(  # L_SD
-    spatial.log_probs, output.gap_logits, targets, beta
-  )
-  values["concentration"] = losses.concentration_loss(spatial.attention)
-  return values
-
-
 def gap_losses(output: ModelOutput, targets: jax.Array) -> dict[str, jax.Array]:
   """The baseline's loss of a batch, (B,): cross-entropy of GAP-FC with the (mixed) labels."""
   log_probs = jax.nn.log_softmax(output.gap_logits)
@@ -162,10 +127,18 @@ def make_loss_fn(
       if "consistency" in weights:
         # Fixed targets: no gradient, and these statistics are not kept.
         fixed = jax.lax.stop_gradient(variables)
-        unmixed, _ = model.apply(fixed, thin(batch["image"]), train=True, key=key_unmixed)
+        images = thin(batch["image"])
+        unmixed = model.apply(fixed, images, train=True, key=key_unmixed)[0].spatial
       mask = cutmix.box_mask(batch["box"], *batch["image"].shape[1:3])
-      beta = config.loss.distillation_beta
-      values = saol_losses(output, unmixed, batch["target"], mask, beta=beta, thin=thin)
+      values = losses.saol_losses(
+        output.spatial,
+        output.gap_logits,
+        batch["target"],
+        mask,
+        unmixed,
+        beta=config.loss.distillation_beta,
+        thin=thin,
+      )
 
     values = {name: values[name].mean() for name in weights}
     total = sum(weights[name] * value for name, value in values.items())

@@ -2,15 +2,16 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from saol_jax import create_model, cutmix, localization, losses
+from saol_jax import create_model, cutmix, localization, losses, mixup
 from saol_jax.errors import UserError
 from saol_jax.heads import SAOL, GapFC, spatial_attention_pool
 
-ONES = jnp.ones
+ONES, KEY = jnp.ones, jax.random.key(0)
 
 
 def make_saol(channels=(4, 8), classes=3, width=2, **options):
@@ -30,6 +31,13 @@ class WithoutChannels(nnx.Module):
   pass
 
 
+class WithoutTrain(nnx.Module):
+  stage_channels = (3,)
+
+  def __call__(self, images):
+    return (images,)
+
+
 @pytest.mark.parametrize(
   ("make", "message"),
   [
@@ -45,7 +53,19 @@ class WithoutChannels(nnx.Module):
     (lambda: make_saol(lateral_kernel_size=4), "lateral_kernel_size=4; expected an odd number"),
     (lambda: create_model(Ours, 3, rngs=nnx.Rngs(0)), "Ours'> is no backbone; expected"),
     (lambda: create_model(None, 3, rngs=nnx.Rngs(0)), "None is no backbone; expected a name"),
-    (lambda: create_model(WithoutChannels(), 3, rngs=nnx.Rngs(0)), "stage_channels"),
+    (lambda: create_model(WithoutChannels(), 3, rngs=nnx.Rngs(0)), "stage_channels; here: None"),
+    (lambda: create_model(WithoutTrain(), 3, rngs=nnx.Rngs(0)), "called as backbone(images, train"),
+    (lambda: create_model("resnet8", 3, rngs=0), "rngs=0; expected flax.nnx.Rngs"),
+    (
+      lambda: create_model("resnet8", 3, norm_group=-2, rngs=nnx.Rngs(0)),
+      "norm_group=-2; expected",
+    ),
+    (lambda: make_saol(()), "stage_channels=(); expected the channels of each stage map"),
+    (lambda: make_saol(64), "stage_channels=64; expected"),
+    (lambda: cutmix.sample_boxes(KEY, 4, 8, 8, alpha=0), "alpha=0; expected a number above 0"),
+    (lambda: cutmix.sample_boxes(KEY, 4, 8, 8, alpha=float("nan")), "alpha=nan; expected"),
+    (lambda: cutmix.sample_boxes(KEY, 4, 8, 8, prob=2), "prob=2; expected a probability"),
+    (lambda: mixup.sample_shares(KEY, 4, alpha=1, prob=-0.5), "prob=-0.5; expected"),
   ],
 )
 def test_impossible_sizes(make, message):
@@ -108,10 +128,15 @@ BOXES = jnp.zeros((4, 4), jnp.int32)
   [
     (
       lambda: losses.soft_cross_entropy(ONES((4, 4)), jnp.arange(4)),
-      r"log_probs \(4, 4\), targets \(4,\); expected one shape for all, \(B, K\); of class numbers",
+      r"log_probs \(4, 4\), targets \(4,\); expected one .* 2 axes, \(B, K\); of class",
     ),
     (lambda: losses.soft_cross_entropy(ONES((4, 3)), ONES((4, 1))), r"targets \(4, 1\)"),
     (lambda: losses.mask_loss(ONES((2, 8, 8)), ONES((8, 8))), r"mask \(8, 8\)"),
+    (
+      lambda: losses.mask_loss(ONES((2, 8, 8)), ONES((2, 32, 32))),
+      r"by cutmix.reduce_mask\(mask, \(H, W\)\)",
+    ),
+    (lambda: losses.mask_loss(ONES((2, 64)), ONES((2, 64))), "with 3 axes"),
     (
       lambda: losses.consistency_loss(ONES((2, 4, 4, 3)), ONES((2, 1, 1, 3)), ONES((2, 4, 4))),
       r"target \(2, 1, 1, 3\)",
@@ -130,6 +155,9 @@ BOXES = jnp.zeros((4, 4), jnp.int32)
     ),
     (lambda: cutmix.mix(ONES((4, 8, 8, 3)), jnp.arange(4), BOXES), r"targets of shape \(4,\)"),
     (lambda: cutmix.mix(ONES((4, 8, 8, 3)), BOXES, BOXES), "and type int32"),
+    (lambda: cutmix.mix(ONES((4, 8, 8, 3)), ONES((4, 2)), ONES((4, 4))), "type float32; expected"),
+    (lambda: cutmix.mix(ONES((4, 8, 8, 3)), ONES((4, 2)), BOXES[:1]), r"boxes \(1, 4\); expected"),
+    (lambda: cutmix.mix(ONES((4, 8, 8, 3)), ONES((2, 2)), BOXES), r"targets \(2, 2\)"),
     (lambda: localization.boxes_from_maps(ONES((1, 4, 4)), (8, 8), 40), "threshold 40"),
     (lambda: localization.boxes_from_maps(ONES((4, 4)), (8, 8), 0.4), r"maps of shape \(4, 4\)"),
   ],

@@ -123,6 +123,31 @@ def test_gradient_equals_finite_differences_of_numpy(name):
     np.testing.assert_allclose(gradient[place], (ends[0] - ends[1]) / 2e-5, atol=1e-7)
 
 
+@every_loss
+def test_bfloat16_is_computed_in_float32(name):
+  loss, _ = LOSSES[name]
+  rounded = [jnp.asarray(x, jnp.bfloat16) for x in _inputs(name)]
+  values = loss(*rounded)
+  assert values.dtype == jnp.float32
+  np.testing.assert_array_equal(values, loss(*(x.astype(jnp.float32) for x in rounded)))
+
+
+def test_what_is_impossible_costs_nothing_where_nobody_expects_it():
+  certain = jnp.log(jnp.array([[1.0, 0.0, 0.0]]))
+  label = jnp.exp(certain)
+  cells, mask = certain[:, None, None], jnp.ones((1, 1, 1))
+  logits = jnp.array([[0.3, 0.1, -0.2]])
+  for loss, learns in (
+    (lambda x: soft_cross_entropy(x, label), certain),
+    (lambda x: consistency_loss(x[:, None, None], cells, mask), certain),
+    (lambda x: self_distillation_loss(certain, x, label), logits),
+  ):
+    value, gradient = jax.value_and_grad(lambda x, loss=loss: loss(x).sum())(learns)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+  assert np.isposinf(soft_cross_entropy(certain, label[:, ::-1]))[0]
+
+
 @pytest.mark.parametrize(
   ("name", "fixed"), [("consistency_loss", 1), ("self_distillation_loss", 0)]
 )

@@ -7,7 +7,13 @@ from saol_jax.backbones.densenet import DenseNet
 from saol_jax.backbones.inverted_residual import InvertedResidualNetwork
 from saol_jax.backbones.nasnet import NASNet
 from saol_jax.backbones.pyramidnet import PyramidNet
-from saol_jax.backbones.registry import create_backbone, is_built_in, list_backbones, register
+from saol_jax.backbones.registry import (
+  check_backbone,
+  create_backbone,
+  is_built_in,
+  list_backbones,
+  register,
+)
 from saol_jax.backbones.resnet import ResNet
 from saol_jax.backbones.small import resnet8
 from saol_jax.backbones.vgg import VGG
@@ -25,6 +31,7 @@ __all__ = [
   "PyramidNet",
   "ResNet",
   "VisionTransformer",
+  "check_backbone",
   "create_backbone",
   "is_built_in",
   "list_backbones",

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import jax.numpy as jnp
 from flax import nnx
@@ -110,7 +111,41 @@ def create_backbone(
         f"set it to 0, or choose one of: {others}."
       )
     options["dropout"] = dropout
-  return _BUILDERS[name](**options)
+  signature = inspect.signature(_BUILDERS[name])
+  try:
+    signature.bind(**options)
+  except TypeError as error:
+    raise UserError(
+      f"backbone {name!r} is made by {name}{signature}, which cannot be called with "
+      f"{', '.join(options)}: {error}. Expected: def {name}(*, rngs, dtype, norm_group, "
+      "last_stride=None)"
+    ) from error
+  backbone = _BUILDERS[name](**options)
+  check_backbone(backbone, "stage_channels", "stage_strides")
+  return backbone
+
+
+def check_backbone(backbone: nnx.Module, *of_each_stage: str) -> None:
+  """Raises UserError where something is no backbone.
+
+  Args:
+    backbone: what should be one.
+    of_each_stage: names of its attributes that should have a number above 0 for each stage.
+  """
+  found = [getattr(backbone, name, None) for name in of_each_stage]
+  fits = isinstance(backbone, nnx.Module) and all(
+    isinstance(values, Sequence)
+    and len(values) == len(found[0]) > 0
+    and all(isinstance(value, Integral) and value > 0 for value in values)
+    for values in found
+  )
+  if not fits or "train" not in inspect.signature(type(backbone).__call__).parameters:
+    raise UserError(
+      f"{backbone if not isinstance(backbone, nnx.Module) else type(backbone)!r} is no backbone; "
+      "expected a name, or an nnx.Module that is called as backbone(images, train=train), returns "
+      f"maps (B, h, w, c), coarse last, and has a tuple with a number for each of them in "
+      f"{' and '.join(of_each_stage)}; here: {', '.join(map(str, found))}"
+    )
 
 
 def _has_dropout(name: str) -> bool:
