@@ -16,7 +16,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from saol_jax.checksums import checksums, wrong_checksum
 from saol_jax.distributed import as_main_process_says, is_main_process, wait_for_all
 from saol_jax.errors import UserError
-from saol_jax.orbax_hooks import KeepBest, best_step, meet, without_read_only_warning
+from saol_jax.orbax_hooks import (
+  KeepBest,
+  best_step,
+  meet,
+  stored_otherwise,
+  without_read_only_warning,
+)
 from saol_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -158,21 +164,32 @@ class Checkpoints:
         passed over. These are moved to `workdir/damaged_checkpoints`, unless read-only.
 
     Raises:
-      UserError: the checkpoint is damaged, or all are; or some of several processes cannot read
-        what others can.
+      UserError: the checkpoint is damaged or of another network, or all are; or some of several
+        processes cannot read what others can.
     """
     steps = self.steps[::-1] if step is None else [step]
     damaged: dict[int, Exception] = {}
+    others: dict[int, str] = {}
     for candidate in steps:
       try:
         state = self._read(candidate, like)
       except Exception as error:
-        logger.warning("DAMAGED CHECKPOINT: step %d cannot be restored: %s", candidate, error)
         damaged[candidate] = error
+        other = stored_otherwise(self._directory / str(candidate) / "state", like.variables.params)
+        if other:
+          others[candidate] = f"step {candidate} holds another network: {other}"
+          logger.warning("%s", others[candidate])
+        else:
+          logger.warning("DAMAGED CHECKPOINT: step %d cannot be restored: %s", candidate, error)
         continue
       self._check_agreed(candidate)
       self._pass_over(damaged, candidate)
       return state
+    if others.keys() == damaged.keys():
+      raise UserError(
+        f"{self._directory}: {others[steps[0]]}. The code of the network or of the recipe was "
+        "changed, or these are the checkpoints of another run: undo that, or use another --workdir"
+      )
     reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
     raise UserError(
       f"No checkpoint under {self._directory} could be restored ({reasons}). "

@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 
 from saol_jax import compilation_cache, console, distributed, errors
-from saol_jax.config import default_config
+from saol_jax.config import default_config, flat
 
 _SAVED_CONFIG = pathlib.Path(__file__).parent / "saved_config.py"
 
@@ -99,13 +99,19 @@ def parse_flags(
       )
     for name in modes[values.mode][0]:
       if values[name].value is None:
-        _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}")
+        _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}{_no_run(values, name)}")
     _check_taken(values, {mode: {*needed, *options} for mode, (needed, options) in modes.items()})
     if values.config is not None:
       values.config.is_locked  # noqa: B018 - a file that could not be loaded says so here
   except flags.IllegalFlagValueError as error:
     _leave(_illegal(error))
+  except flags.UnrecognizedFlagError as error:
+    if error.flagname in flat(default_config()):
+      _leave(f"unknown flag --{error.flagname}; did you mean --config.{error.flagname}?")
+    _leave(str(error))
   except (AttributeError, KeyError) as error:
+    if "get_config" in str(error):
+      _leave("--config names a file without a function get_config(argument) that returns a config")
     cause = error.args[0]  # config_flags may wrap a KeyError
     field = cause.args[0] if isinstance(cause, KeyError) else cause
     _leave(f"unknown config field {field}\nAll fields are in saol_jax/config.py")
@@ -231,6 +237,16 @@ def _check_taken(values: flags.FlagValues, taken: Mapping[str, set[str]]) -> Non
         f"--{name} is for {others}, and would do nothing in --mode={values.mode}; leave it out"
         + _INSTEAD.get(name, "")
       )
+
+
+def _no_run(values: flags.FlagValues, name: str) -> str:
+  """Why a run's own config was not taken for a missing one."""
+  folder = values["workdir"].value
+  if name != "config" or folder is None:
+    return ""
+  return f"; or a --workdir that holds a run: {folder} " + (
+    "has no config.json" if os.path.exists(folder) else "does not exist"
+  )
 
 
 def _illegal(error: flags.IllegalFlagValueError) -> str:

@@ -3,7 +3,7 @@
 import jax
 import ml_collections
 
-from saol_jax.config_checks import check_each, check_together
+from saol_jax.config_checks import check_each, check_names, check_together
 
 # Fields that change how a run is watched or where its data lies, but not what it computes: a
 # stopped run may go on with other values of these.
@@ -135,6 +135,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Raises:
     UserError: names the first bad field.
   """
+  check_names(flat(config), flat(default_config()))
   config = config.copy_and_resolve_references()
   if config.dtype == "auto":
     config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -1,7 +1,8 @@
 """The checks of a config that need no data: of each field, and of fields that must fit together."""
 
+import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -66,6 +67,20 @@ _BELOW_ONE = (
 )
 
 
+def check_names(fields: Collection[str], known: Collection[str]) -> None:
+  """Raises UserError where a config has other fields than there are, such as by a typing error."""
+  where = "All fields are in saol_jax/config.py"
+  if unknown := [name for name in fields if name not in known]:
+    close = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"the config has a field {unknown[0]!r}, which nothing reads.{hint} {where}")
+  if missing := [name for name in known if name not in fields]:
+    raise UserError(
+      f"the config has no field {missing[0]!r}, and {len(missing) - 1} more are missing; a recipe "
+      f"begins with saol_jax.config.default_config() and sets single fields. {where}"
+    )
+
+
 def check_each(fields: Mapping[str, Any]) -> None:
   """Raises UserError for a value that no run could have, whatever the other fields are.
 
@@ -116,6 +131,11 @@ def check_together(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       "cutmix.prob=0 leaves nothing for L_SS1 and L_SS2 to learn from; set it higher, or use "
       "--config.loss.mask_weight=0 --config.loss.consistency_weight=0"
+    )
+  if config.mixup.prob and config.cutmix.prob == 1:
+    raise UserError(
+      f"mixup.prob={config.mixup.prob} would do nothing: mixup is for images that CutMix leaves "
+      "alone, and cutmix.prob=1 leaves none; lower that, such as --config.cutmix.prob=0.5"
     )
   optimizer = config.optimizer
   milestones = tuple(optimizer.milestones)

@@ -1,14 +1,19 @@
-"""What Orbax is told beyond its options: what to keep, whom to wait for, what not to say."""
+"""What Orbax is told and asked: what to keep, whom to wait for, what not to say, what is stored."""
 
 import contextlib
 import logging
+import pathlib
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import orbax.checkpoint as ocp
 from orbax.checkpoint import multihost
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -58,3 +63,32 @@ def best_step(steps: Sequence[int], scores: Mapping[int, float]) -> int | None:
   """The step with the highest score, the first of equals."""
   scored = [step for step in sorted(steps) if step in scores]
   return max(scored, key=lambda step: scores[step], default=None)
+
+
+def stored_otherwise(folder: pathlib.Path, like: Any) -> str:
+  """How the network of a saved state differs from another one, by names and shapes; or "".
+
+  Args:
+    folder: of the state.
+    like: parameters of the other one, perhaps without values.
+  """
+  try:
+    with ocp.StandardCheckpointer() as reader:
+      stored = reader.metadata(folder).item_metadata["variables"]["params"]
+  except Exception as error:  # whoever reads the state says what is wrong with it
+    logger.debug("no metadata in %s: %s", folder, error)
+    return ""
+  there, here = _shapes(stored), _shapes(like)
+  names = [name for name in there | here if there.get(name) != here.get(name)]
+  if not names:
+    return ""
+  first = names[0]
+  more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+  return f"{first} is {there.get(first, 'not')} there and {here.get(first, 'not')} here{more}"
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }

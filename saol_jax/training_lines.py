@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from saol_jax.config import default_config
 from saol_jax.data import Source
 from saol_jax.distributed import replicated
 from saol_jax.experiment import Experiment, data_title
@@ -38,6 +39,13 @@ def introduce(experiment: Experiment, evaluation: Source, state: TrainState) -> 
     experiment.mesh.size,
     jax.default_backend(),
   )
+  if config.num_train_steps and config.num_epochs != default_config().num_epochs:
+    logger.warning(
+      "num_epochs=%g does nothing, since num_train_steps=%d: --config.num_train_steps=0 trains for "
+      "epochs",
+      config.num_epochs,
+      config.num_train_steps,
+    )
   if experiment.eval_split == "test":
     logger.info(
       "The best checkpoint is chosen on the test split: report the last one, or hold out a share "

@@ -172,6 +172,26 @@ def test_losses_on_pasted_cells_need_cutmix():
   resolve(changed(cutmix__prob=0.0, model__head="gap"))
 
 
+def test_mixup_needs_images_that_cutmix_leaves_alone():
+  config = default_config()
+  config.mixup.prob = 0.5
+  with pytest.raises(UserError, match=r"mixup\.prob=0.5 would do nothing"):
+    resolve(config)
+  config.cutmix.prob = 0.5
+  resolve(config)
+
+
+def test_a_field_that_nothing_reads_and_one_that_is_missing_are_named():
+  config = default_config()
+  config.loss.mask_wieght = 0.0
+  with pytest.raises(UserError, match=r"'loss.mask_wieght', .* Did you mean 'loss.mask_weight'\?"):
+    resolve(config)
+  config = default_config()
+  config.model = {"name": "resnet8"}
+  with pytest.raises(UserError, match=r"no field 'model.dropout', and \d more are missing"):
+    resolve(config)
+
+
 def test_values_at_the_edge_are_allowed():
   edges = {
     "model__dropout": 0.0,

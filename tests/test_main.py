@@ -119,6 +119,7 @@ BAD_FLAGS = {
     "unknown config field 'optimiser'\nDid you mean \"optimizer\"",
   ),
   "group": (["--config.data=cifar10"], "Did you mean --config.data.name=cifar10?"),
+  "field as a flag": (["--loss.mask_weight=0"], "did you mean --config.loss.mask_weight?"),
   "wrong type": (["--config.batch_size=a: b"], "--config.batch_size=a: b; expected a whole number"),
   "unknown mode": (["--mode=dance"], "dance"),
   "more than one file": (["--mode=predict", "--images=a.jpg", "b.jpg"], "unexpected 'b.jpg'"),
@@ -158,6 +159,34 @@ def test_a_field_before_its_recipe_is_one_message(tmp_path):
   assert output == (
     "error: --config=RECIPE stands before the fields that change it, --config.FIELD=VALUE\n"
   )
+
+
+@pytest.mark.parametrize(
+  ("recipe", "expected"),
+  [
+    ("x = 1", "--config names a file without a function get_config(argument)"),
+    (
+      "def get_config(arg=''):\n  c = tiny_config()\n  c.loss.mask_wieght = 0.0\n  return c",
+      "wieght",
+    ),
+  ],
+)
+def test_a_recipe_of_ones_own_that_is_none_is_one_message(tmp_path, recipe, expected):
+  path = tmp_path / "recipe.py"
+  path.write_text(f"from tests.support import tiny_config\n\n{recipe}\n")
+  main = [sys.executable, str(ROOT / "main.py"), f"--config={path}"]
+  code, output = run([*main, f"--workdir={tmp_path}/run"])
+  assert (code, output.count("\n")) == (2, 1), output
+  assert expected in output
+  assert not (tmp_path / "run").exists()
+
+
+def test_without_a_recipe_a_workdir_without_a_run_is_named(tmp_path):
+  main = [sys.executable, str(ROOT / "main.py"), "--mode=evaluate"]
+  for folder, why in ((tmp_path, "has no config.json"), (tmp_path / "no", "does not exist")):
+    code, output = run([*main, f"--workdir={folder}"])
+    assert code == 2
+    assert f"or a --workdir that holds a run: {folder} {why}" in output
 
 
 BAD_FIELDS = {

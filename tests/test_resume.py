@@ -368,6 +368,27 @@ def test_what_is_damaged_twice_is_set_aside_twice(undisturbed, tmp_path):
   checkpoints.close()
 
 
+@pytest.mark.parametrize(
+  ("changes", "difference"),
+  [
+    ({"model__width": 12}, r"kernel is \(3, 3, 64, 8\) there and \(3, 3, 64, 12\) here, and"),
+    ({"model__head": "gap"}, r"kernel is \(3, 3, 64, 8\) there and not here, and \d+ more"),
+  ],
+)
+def test_a_checkpoint_of_another_network_is_not_called_damaged(
+  undisturbed, tmp_path, caplog, changes, difference
+):
+  shutil.copytree(undisturbed[0] / "checkpoints", tmp_path / "checkpoints")
+  like = Experiment(resolve(tiny_config(**changes))).abstract_state()
+  checkpoints = Checkpoints(tmp_path, {})
+  before = checkpoints.steps
+  with pytest.raises(UserError, match=rf"step 12 holds another network: saol.*{difference}.* undo"):
+    checkpoints.restore(like)
+  assert "DAMAGED" not in caplog.text
+  assert checkpoints.steps == before
+  checkpoints.close()
+
+
 def test_all_checkpoints_damaged_is_one_clear_error(undisturbed, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(undisturbed[0], workdir)

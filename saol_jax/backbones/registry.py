@@ -92,8 +92,8 @@ def create_backbone(
     raise UserError(f"dropout={dropout} is out of range: choose a share in [0, 1).")
   if last_stride not in (None, 1, 2):
     raise UserError(
-      f"last_stride={last_stride!r} is not possible: choose 1 or 2, "
-      "or None for the default of the backbone."
+      f"last_stride={last_stride!r} is not possible: choose 1 or 2, or for the default of the "
+      "backbone leave it out (model.last_stride=0 in a config)."
     )
   options = {"rngs": rngs, "dtype": dtype, "norm_group": norm_group}
   if last_stride is not None:
