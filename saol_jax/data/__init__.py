@@ -1,6 +1,7 @@
 """Data: sources with random access, the loader, and augmentation on the device."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,9 +31,11 @@ __all__ = [
   "list_datasets",
   "load_source",
   "open_records",
+  "register",
 ]
 
 _SPLITS = ("train", "validation", "test")
+_REGISTERED: dict[str, Callable[[str], ArraySource]] = {}
 # Of ImageNet's training images; what nearly all pretrained weights expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -61,9 +64,29 @@ class Reading:
   box_field: str = "auto"
 
 
+def register(load: Callable[[str], ArraySource]) -> Callable[[str], ArraySource]:
+  """Decorator: makes a data set in memory known, as a `data.name`, under the function's name.
+
+  The function is called with "train" or "test" and returns an `ArraySource`, always the same one;
+  where there are no test images it raises `NoTestSplit`. `data.validation` holds out a share of
+  train.
+
+  Raises:
+    ValueError: there is another data set of that name.
+  """
+  name = load.__name__
+  if name in list_datasets():
+    raise ValueError(
+      f"two data sets are called {name!r}; give the function another name, or restart the kernel "
+      "where a cell of a notebook was run again (an imported module registers once)"
+    )
+  _REGISTERED[name] = load
+  return load
+
+
 def list_datasets() -> tuple[str, ...]:
   """The names that `load_source` knows, beside those of TFDS's own data sets."""
-  return (*IN_MEMORY, "folder")
+  return (*IN_MEMORY, "folder", *_REGISTERED)
 
 
 def load_source(
@@ -112,7 +135,7 @@ def load_source(
       f"{name} has no validation split while data.validation=0; hold out a share of train with "
       "--config.data.validation=0.1"
     )
-  if name in IN_MEMORY:
+  if name in IN_MEMORY or name in _REGISTERED:
     if reading.geometry is not None:
       raise UserError(
         f"data.image_size={reading.geometry.size}: {name} has images of one size; leave it at 0"
@@ -125,6 +148,11 @@ def load_source(
 
 
 def _load_in_memory(name: str, split: str, data_dir: str | None, validation: float) -> ArraySource:
+  if name in _REGISTERED:
+    source = _REGISTERED[name]("test" if split == "test" else "train")
+    if split == "test" or not validation:
+      return source
+    return source.part(train_or_validation(source.labels, split, validation))
   # Imported when asked for: scikit-learn and TFDS are slow to import.
   if name == "digit_scenes":
     from saol_jax.data import digit_scenes

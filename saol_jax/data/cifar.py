@@ -58,8 +58,7 @@ def load(
   source = ArraySource(arrays.images, arrays.labels, info)
   if stored == "test" or not validation:
     return source
-  keep = train_or_validation(arrays.labels, split, validation)
-  return ArraySource(arrays.images[keep], arrays.labels[keep], info)
+  return source.part(train_or_validation(arrays.labels, split, validation))
 
 
 def read_prepared(name: str, split: str, data_dir: str | None) -> cifar_files.Arrays:

@@ -66,9 +66,7 @@ def load(split: str, *, validation: float = 0.0) -> ArraySource:
   keep = np.zeros(len(labels), bool)
   members = np.unique(indices)
   keep[members] = train_or_validation(labels[members], split, validation)
-  keep = np.flatnonzero(keep[indices])
-  arrays = (source.boxes[keep], source.object_masks[keep])
-  return ArraySource(source.images[keep], source.labels[keep], INFO, *arrays)
+  return source.part(keep[indices])
 
 
 def scene_digits(part: str) -> np.ndarray:

@@ -139,6 +139,13 @@ class ArraySource:
     del seed, place
     return self[indices]
 
+  def part(self, keep: np.ndarray) -> "ArraySource":
+    """The examples for which `keep` (N,) is True."""
+    arrays = ("images", "labels", "boxes", "object_masks")
+    values = {name: getattr(self, name) for name in arrays}
+    kept = {name: value[keep] for name, value in values.items() if value is not None}
+    return dataclasses.replace(self, **kept)
+
 
 def held_out(labels: np.ndarray, share: float) -> np.ndarray:
   """Picks the examples that validation takes from a training split.

@@ -1,0 +1,63 @@
+"""A data set of one's own arrays, by a name of its own."""
+
+import numpy as np
+import pytest
+
+from saol_jax import data
+from saol_jax.config import resolve
+from saol_jax.data import ArraySource, DatasetInfo, NoTestSplit, Reading, load_source, register
+from saol_jax.errors import UserError
+from saol_jax.experiment import Experiment
+from tests.support import tiny_config
+
+INFO = DatasetInfo(("dark", "bright"), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def stripes(monkeypatch):
+  """Ten images of each class to train on, with boxes, and none to test on."""
+  monkeypatch.setattr(data, "_REGISTERED", {})
+
+  @register
+  def stripes(split):
+    if split == "test":
+      raise NoTestSplit("stripes have no test images; set --config.data.validation=0.2")
+    labels = np.tile(np.arange(2, dtype=np.int32), 10)
+    images = np.broadcast_to(200 * labels[:, None, None, None], (20, 16, 16, 3)).astype(np.uint8)
+    boxes = np.tile(np.int32([[0, 0, 4, 4]]), (20, 1)) + np.arange(20, dtype=np.int32)[:, None] % 9
+    return ArraySource(images, labels, INFO, boxes)
+
+  return stripes
+
+
+def test_it_is_a_data_set_like_ours(stripes):
+  assert data.list_datasets()[-1] == "stripes"
+  whole = load_source("stripes", "train")[np.arange(20)]
+  parts = [load_source("stripes", split, validation=0.2) for split in ("train", "validation")]
+  assert [len(part) for part in parts] == [16, 4]
+  assert [np.bincount(part.labels).tolist() for part in parts] == [[8, 8], [2, 2]]
+  boxes = np.concatenate([part.boxes for part in parts])
+  np.testing.assert_array_equal(np.sort(boxes[:, 0]), np.sort(whole["box"][:, 0]))
+  with pytest.raises(NoTestSplit):
+    load_source("stripes", "test")
+  other = load_source("stripes", "train", reading=Reading(mean=(0.1, 0.2, 0.3)))
+  assert other.info.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_run_knows_it(stripes):
+  fields = {"data__name": "stripes", "batch_size": 4, "model__norm_group": 2}
+  experiment = Experiment(resolve(tiny_config("gap", data__validation=0.2, **fields)))
+  assert (len(experiment.train), experiment.report_split) == (16, "validation")
+  with pytest.raises(UserError, match=r"data\.name='stripe' is none of our data sets"):
+    Experiment(resolve(tiny_config("gap", data__name="stripe")))
+
+
+def test_a_name_is_taken_once(stripes):
+  with pytest.raises(ValueError, match="two data sets are called 'stripes'"):
+    register(stripes)
+
+  def folder(split):
+    raise AssertionError(split)
+
+  with pytest.raises(ValueError, match="two data sets are called 'folder'"):
+    register(folder)
