@@ -39,6 +39,7 @@ _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "s32": 4, "u32": 4,
 _BYTES |= {"pred": 1}
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_NO_OPERATIONS = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 
 
@@ -64,11 +65,13 @@ def describe(options: argparse.Namespace, variant: str, devices: int) -> dict[st
   lowered, state = lower(options, variant, targets.mesh_of(options.target, devices))
   start = time.monotonic()
   compiled = lowered.compile()
+  program = compiled.as_text()
   return {
     "variant": variant,
     "devices": devices,
     "batch_size": options.per_device * devices,
-    "collectives": collectives(compiled.as_text()),
+    "operations": count_operations(program),
+    "collectives": collectives(program),
     "parameter_bytes": _bytes(state.variables.params),
     "statistics_bytes": _bytes(state.variables.batch_stats),
     "state_bytes": _bytes(state),
@@ -97,6 +100,13 @@ def lower(
     for name, shape in shapes.items()
   }
   return experiment.train_step.lower(state, batch), state
+
+
+def count_operations(program: str) -> int:
+  """How many operations of its own an HLO program starts; on a GPU these are kernels."""
+  entry = program[program.index("\nENTRY ") :].partition("\n}")[0]
+  kinds = re.findall(r"^  (?:ROOT )?%\S+ = (?:\(.*?\)|\S+) ([\w-]+)\(", entry, re.MULTILINE)
+  return sum(not kind.endswith("-done") and kind not in _NO_OPERATIONS for kind in kinds)
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:

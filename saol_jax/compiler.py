@@ -1,6 +1,7 @@
 """What XLA is told when it compiles the programs of a run."""
 
 import functools
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,8 +24,7 @@ def compiler_options(mesh: Mesh, *, deterministic: bool = False) -> dict[str, bo
   platform = mesh.devices.flat[0].platform
   if platform == "cpu":
     return _CPU if _cpu_options_are_known() else {}
-  on_gpu = platform in ("gpu", "cuda", "rocm")
-  return {"xla_gpu_deterministic_ops": True} if deterministic and on_gpu else {}
+  return {"xla_gpu_deterministic_ops": True} if deterministic and _on_gpu(mesh) else {}
 
 
 def quick_compilation(mesh: Mesh) -> dict[str, int]:
@@ -43,6 +43,29 @@ def loops_are_slow(mesh: Mesh) -> bool:
   they are outside of loops; inside, a training step takes many times as long.
   """
   return mesh.devices.flat[0].platform == "cpu"
+
+
+def kernel_gradients_in_order(gradients: Any, mesh: Mesh) -> Any:
+  """The gradients; those of convolutions in the parameters' order of dimensions first, on GPUs.
+
+  cuDNN gives them in another order. An update that reads them so is a transposition, which XLA does
+  not let write over the old parameters: it writes the new ones, and the momentum, elsewhere and
+  copies them back, two kernels for each convolution. In order, the update works in place, and takes
+  the norm of the gradient on the way.
+  """
+  if not _on_gpu(mesh):
+    return gradients
+
+  def in_order(gradient: jax.Array) -> jax.Array:
+    if gradient.ndim < 3:
+      return gradient
+    return jax.lax.optimization_barrier(gradient.reshape(-1)).reshape(gradient.shape)
+
+  return jax.tree.map(in_order, gradients)
+
+
+def _on_gpu(mesh: Mesh) -> bool:
+  return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
 
 
 @functools.cache

@@ -67,7 +67,6 @@ def evaluate(
   if state.ema is not None:
     candidates["ema_"] = state.ema
   sums: dict[str, Sums] = {}
-  before: dict[str, Sums] = {}
   progress = Progress("  evaluated", len(source), last_line=False)
   batches = padded_batches(source, experiment.eval_batch_size, **experiment.my_part)
   for start, batch in zip(itertools.count(0, experiment.eval_batch_size), batches, strict=False):
@@ -76,10 +75,9 @@ def evaluate(
     for name, variables in candidates.items():
       new = experiment.eval_step(variables, batch)
       sums[name] = jax.tree.map(jax.numpy.add, sums[name], new) if name in sums else new
-    # Waiting bounds the queue of the device, and lets a stop request through soon; for the batch
-    # before, so that the device has the next one at hand.
-    jax.block_until_ready(before)
-    before = dict(sums)
+    # Waiting bounds the queue of the device, and lets a stop request through soon. Several fake
+    # devices of a CPU can also stop each other for good where two batches wait for their threads.
+    jax.block_until_ready(sums)
     progress.add(min(experiment.eval_batch_size, len(source) - start))
   sums = jax.device_get(sums)
   results = {}

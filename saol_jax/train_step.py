@@ -14,7 +14,12 @@ from jax.sharding import Mesh
 
 from saol_jax import cutmix, losses
 from saol_jax.accumulation import Batch, every_nth_chunk, mean_over_parts
-from saol_jax.compiler import compiler_options, loops_are_slow, quick_compilation
+from saol_jax.compiler import (
+  compiler_options,
+  kernel_gradients_in_order,
+  loops_are_slow,
+  quick_compilation,
+)
 from saol_jax.data.augment import normalise
 from saol_jax.data.source import DatasetInfo
 from saol_jax.distributed import replicated, split_batch
@@ -180,6 +185,7 @@ def make_train_step(
       chunk=chunk,
       unroll=loops_are_slow(mesh),
     )
+    gradients = kernel_gradients_in_order(gradients, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = Variables(optax.apply_updates(params, updates), batch_stats)
 

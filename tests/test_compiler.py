@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from saol_jax import compiler
-from saol_jax.compiler import compiler_options, loops_are_slow, quick_compilation
+from saol_jax.compiler import (
+  compiler_options,
+  kernel_gradients_in_order,
+  loops_are_slow,
+  quick_compilation,
+)
 from tests.support import mesh_of
 
 
@@ -23,6 +28,22 @@ def test_deterministic_mode_is_asked_of_gpus_alone():
   assert asked("gpu", deterministic=True) == {"xla_gpu_deterministic_ops": True}
   assert asked("gpu", deterministic=False) == asked("tpu", deterministic=True) == {}
   assert asked("cpu", deterministic=True) == asked("cpu", deterministic=False)
+
+
+def test_gradients_are_put_in_order_for_gpus_alone_and_stay_what_they_are():
+  gradients = {"kernel": jnp.arange(24.0).reshape(2, 1, 3, 4), "bias": jnp.arange(4.0)}
+
+  def program(platform):
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    return jax.make_jaxpr(lambda tree: kernel_gradients_in_order(tree, mesh))(gradients)
+
+  assert not program("cpu").eqns
+  assert not program("tpu").eqns
+  on_gpu = program("cuda")
+  assert [e.primitive.name for e in on_gpu.eqns] == ["reshape", "optimization_barrier", "reshape"]
+  bias, kernel = jax.core.eval_jaxpr(on_gpu.jaxpr, on_gpu.consts, *jax.tree.leaves(gradients))
+  np.testing.assert_array_equal(kernel, gradients["kernel"])
+  np.testing.assert_array_equal(bias, gradients["bias"])
 
 
 def test_convolutions_are_not_left_to_ynnpack_on_a_cpu():

@@ -112,6 +112,20 @@ def check_size(images: jax.Array, least: int) -> None:
     )
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+  """max(x, 0), whose gradient looks at the result, not at x.
+
+  What follows keeps the result anyway; x need neither be kept nor be computed again, from what it
+  is a sum of, in the backward pass.
+  """
+  return jnp.maximum(x, 0)
+
+
+# Not `result > 0`, which XLA turns into `x > 0`.
+relu.defjvps(lambda tangent, result, x: jnp.where(result != 0, tangent, jnp.zeros_like(tangent)))
+
+
 def pad_channels(x: jax.Array, channels: int) -> jax.Array:
   """Appends channels of zeros: (..., C) -> (..., channels), or x itself where C is that already."""
   missing = channels - x.shape[-1]

@@ -82,7 +82,7 @@ class ResidualBlock(nnx.Module):
       x = self.shortcut_norm(self.shortcut_conv(x), train=train)
     else:
       x = layers.pad_channels(x[:, :: self.stride, :: self.stride], self.channels)
-    return nnx.relu(x + y)
+    return layers.relu(x + y)
 
 
 def basic_plan(channels: int) -> Callable[[int], Sequence[ConvPlan]]:

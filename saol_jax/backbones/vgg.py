@@ -70,7 +70,7 @@ class VGG(nnx.Module):
       if i and (i < len(self.stages) - 1 or self.last_stride == 2):
         x = pooling.max_pool(x, size=2, stride=2, padding=((0, 0), (0, 0)))
       for conv in convs:
-        x = nnx.relu(conv(x))
+        x = layers.relu(conv(x))
       maps.append(x)
     return tuple(maps)
 

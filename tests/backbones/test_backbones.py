@@ -342,6 +342,18 @@ def test_kernels_start_as_he_fan_out():
   assert np.abs(kernel).max() > 3 * std  # not truncated at 2
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_and_its_gradient_are_those_of_jax(dtype):
+  x = jnp.asarray([-2.0, -0.0, 0.0, 1e-3, 3.0, jnp.inf, -jnp.inf], dtype)
+  found, expected = (jax.vjp(relu, x) for relu in (layers.relu, nnx.relu))
+  np.testing.assert_array_equal(found[0], expected[0])
+  np.testing.assert_array_equal(found[1](x + 1)[0], expected[1](x + 1)[0])
+  assert found[0].dtype == found[1](x)[0].dtype == dtype
+  # The gradient needs the result alone.
+  kept = jax.tree.leaves(jax.vjp(layers.relu, x)[1])
+  assert not any(np.array_equal(leaf, x, equal_nan=True) for leaf in kept)
+
+
 def test_a_fresh_residual_block_is_its_shortcut():
   block = ResidualBlock(6, bottleneck_plan(6, 4)(1), rngs=nnx.Rngs(0))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4, 6)).astype(np.float32))
