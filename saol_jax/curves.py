@@ -19,7 +19,7 @@ _LOSSES = {
   "train/loss_consistency": "consistency (SS2)",
   "train/loss_distillation": "distillation (SD)",
 }
-_COLOURS = ("#1f2328", "#0969da", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#1b7c83", "#bf3989")
+COLOURS = ("#1f2328", "#0969da", "#bf8700", "#8250df", "#1a7f37", "#cf222e", "#1b7c83", "#bf3989")
 _SMOOTH_ABOVE = 200  # points in a curve
 
 
@@ -42,7 +42,7 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
   present += [key for key in names if key.startswith("train/loss") and key not in _LOSSES]
   for index, key in enumerate(present):
     name = _LOSSES.get(key) or key.removeprefix("train/").removeprefix("loss_")
-    _curve(losses, records, key, name, _COLOURS[index % len(_COLOURS)])
+    _curve(losses, records, key, name, COLOURS[index % len(COLOURS)])
   if any((line.get_ydata() > 0).any() for line in losses.lines):
     losses.set_yscale("log", nonpositive="mask")  # the parts differ by orders of magnitude
     losses.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -54,7 +54,7 @@ def draw_curves(path: str | os.PathLike, records: Sequence[Mapping[str, float]])
   for key in sorted(shares, key=lambda key: ("ema_" in key, "saol" not in key)):
     head = key.removeprefix("eval/").removesuffix("_top1")
     ema, head = head.startswith("ema_"), head.removeprefix("ema_")
-    name, colour = HEADS.get(head, (head, _COLOURS[3]))
+    name, colour = HEADS.get(head, (head, COLOURS[3]))
     _curve(top1, records, key, f"{name}, EMA" if ema else name, colour, dashed=ema, factor=100)
   if top1.lines:
     top1.set_ylim(top=min(top1.get_ylim()[1], 100.5))
