@@ -11,6 +11,7 @@ __all__ = ["create_model", "list_backbones", "load"]
 
 _SUBMODULES = (
   "backbones",
+  "compare",
   "config",
   "cutmix",
   "data",
