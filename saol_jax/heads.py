@@ -128,8 +128,8 @@ class SAOL(nnx.Module):
       lateral_kernel_size: of the convolution that maps each stage to `width` channels; odd.
       mask_branch: build the branch that L_SS1 trains; not needed for inference.
       norm_group: examples a group of the batch normalisation; None for the whole batch.
-      dtype: of the convolutions and what they give, the logits of the cells among it; parameters,
-        statistics, softmax and pooling are float32.
+      dtype: of the convolutions and what they give, the logits of many classes among it;
+        parameters, statistics, scores, softmax and pooling are float32.
       rngs: stream `params` initialises the kernels.
 
     Raises:
@@ -219,7 +219,8 @@ class _Logits(_Conv):
 
   To gather the neighbourhood of each cell, as compilers do it, takes longer than the arithmetic
   where few channels come out. A single product then gives what each cell contributes to each of its
-  neighbours, and these are added up, in float32.
+  neighbours, and these are added up, in float32. How few is as two CPU cores had it; by the
+  programs that XLA makes for an H100, it is all the same there.
   """
 
   def __init__(self, channels, features, kernel_size, *, dtype, rngs):
