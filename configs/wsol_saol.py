@@ -4,7 +4,8 @@ r"""Weakly supervised localisation: fine-tuning on a grid of 14 x 14, to be scor
       --config.model.pretrained=resnet50-0676ba61.pth
 
 and the same command with --mode=localize, which prints the scores of every map. README,
-"Pretrained weights", says where the weights come from and which networks they are known for.
+"Pretrained weights", says where the weights come from and which networks they are known for; those
+of an ImageNet run of your own are --config.model.pretrained=runs/imagenet.
 
 Arguments, in any order:
   cub       CUB-200-2011, the default: TFDS's caltech_birds2011 in ArrayRecord, prepared in DIR by

@@ -125,7 +125,8 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     )
     raise UserError(
       f"{workdir} holds a run with another config:{lines}\n"
-      "Use another --workdir, or the same values; without --config the run's own are used."
+      "Use another --workdir, or the same values; without --config the run's own are used. A new "
+      f"run can begin with its weights: --config.model.pretrained={workdir}"
     )
 
 
