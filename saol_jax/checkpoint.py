@@ -185,12 +185,12 @@ class Checkpoints:
       self._check_agreed(candidate)
       self._pass_over(damaged, candidate)
       return state
-    if others.keys() == damaged.keys():
+    if others and others.keys() == damaged.keys():
       raise UserError(
         f"{self._directory}: {others[steps[0]]}. The code of the network or of the recipe was "
         "changed, or these are the checkpoints of another run: undo that, or use another --workdir"
       )
-    reasons = "; ".join(f"step {s}: {_first_line(e)}" for s, e in damaged.items())
+    reasons = "; ".join(others.get(s) or f"step {s}: {_first_line(e)}" for s, e in damaged.items())
     raise UserError(
       f"No checkpoint under {self._directory} could be restored ({reasons}). "
       "Restore the folder from a backup, or train anew with another --workdir."

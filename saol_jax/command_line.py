@@ -48,6 +48,7 @@ _KINDS = {
   str: "a text",
   tuple: 'numbers with commas between, in quotes: "(0.3,0.6)"',
 }
+_NO_CONFIG = "--config names a file without a function get_config(argument) that returns a config"
 _PEER_LOST = (
   "another process of this run is gone, or the network between them. Start all processes again "
   "with the same command: the run goes on from its newest checkpoint"
@@ -99,6 +100,8 @@ def parse_flags(
       )
     for name in modes[values.mode][0]:
       if values[name].value is None:
+        if name == "config" and values[name].present:
+          _leave(_NO_CONFIG)
         _leave(f"--mode={values.mode} needs --{name}: {_FLAG_HELP[name]}{_no_run(values, name)}")
     _check_taken(values, {mode: {*needed, *options} for mode, (needed, options) in modes.items()})
     if values.config is not None:
@@ -110,8 +113,8 @@ def parse_flags(
       _leave(f"unknown flag --{error.flagname}; did you mean --config.{error.flagname}?")
     _leave(str(error))
   except (AttributeError, KeyError) as error:
-    if "get_config" in str(error):
-      _leave("--config names a file without a function get_config(argument) that returns a config")
+    if isinstance(error, AttributeError) and error.name == "get_config":
+      _leave(_NO_CONFIG)
     cause = error.args[0]  # config_flags may wrap a KeyError
     field = cause.args[0] if isinstance(cause, KeyError) else cause
     _leave(f"unknown config field {field}\nAll fields are in saol_jax/config.py")

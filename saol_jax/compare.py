@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from saol_jax import command_line
-from saol_jax.config import WATCHING, default_config, flat
+from saol_jax.config import WATCHING, flat
 from saol_jax.console import say
 from saol_jax.curves import COLOURS
 from saol_jax.drawing import GREY, HEADS, INK, plain_axes, plot_figure, save
 from saol_jax.errors import UserError
+from saol_jax.experiment import data_title
 from saol_jax.image_files import printable
 from saol_jax.runlog import read_records
 from saol_jax.trained import read_config
@@ -55,8 +56,10 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
     if not (workdir / "config.json").exists():
       logger.warning("Left out %s: no run is there", printable(workdir))
       continue
-    config = flat(default_config()) | flat(read_config(workdir / "config.json"))
-    fields = {name: value for name, value in config.items() if name not in _NOT_COMPUTED}
+    config = read_config(workdir / "config.json")
+    fields = {name: value for name, value in flat(config).items() if name not in _NOT_COMPUTED}
+    if config.data.name == "folder":
+      fields["data.data_dir"] = data_title(config)
     records = read_records(workdir / "metrics.jsonl")
     evaluations = [line for line in records if any(name.startswith("eval/") for name in line)]
     if not evaluations:
@@ -68,10 +71,15 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
     runs.append(Run(workdir, evaluations))
   if not found:
     raise UserError("there is nothing to compare; expected workdirs of runs, such as runs/*")
-  first, _ = found[0]
-  differing = [name for name in first if any(fields[name] != first[name] for fields, _ in found)]
+  (first, _), absent = found[0], "(absent)"
+  names = dict.fromkeys(name for fields, _ in found for name in fields)
+  differing = [
+    name
+    for name in names
+    if any(fields.get(name, absent) != first.get(name, absent) for fields, _ in found)
+  ]
   return {
-    " ".join(f"{name}={fields[name]}" for name in differing) or "all alike": runs
+    " ".join(f"{name}={fields.get(name, absent)}" for name in differing) or "all alike": runs
     for fields, runs in found
   }
 

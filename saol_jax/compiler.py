@@ -45,23 +45,24 @@ def loops_are_slow(mesh: Mesh) -> bool:
   return mesh.devices.flat[0].platform == "cpu"
 
 
-def kernel_gradients_in_order(gradients: Any, mesh: Mesh) -> Any:
+def kernel_gradients_in_order(gradients: Any, labels: Any, mesh: Mesh) -> Any:
   """The gradients; those of convolutions in the parameters' order of dimensions first, on GPUs.
 
   cuDNN gives them in another order. An update that reads them so is a transposition, which XLA does
   not let write over the old parameters: it writes the new ones, and the momentum, elsewhere and
   copies them back, two kernels for each convolution. In order, the update works in place, and takes
-  the norm of the gradient on the way.
+  the norm of the gradient on the way. Gradients that are labelled "frozen" stay the constants that
+  they are.
   """
   if not _on_gpu(mesh):
     return gradients
 
-  def in_order(gradient: jax.Array) -> jax.Array:
-    if gradient.ndim < 3:
+  def in_order(gradient: jax.Array, label: str) -> jax.Array:
+    if gradient.ndim < 3 or label == "frozen":
       return gradient
     return jax.lax.optimization_barrier(gradient.reshape(-1)).reshape(gradient.shape)
 
-  return jax.tree.map(in_order, gradients)
+  return jax.tree.map(in_order, gradients, labels)
 
 
 def _on_gpu(mesh: Mesh) -> bool:

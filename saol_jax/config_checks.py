@@ -73,11 +73,15 @@ def check_names(fields: Collection[str], known: Collection[str]) -> None:
   if unknown := [name for name in fields if name not in known]:
     close = difflib.get_close_matches(unknown[0], known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UserError(f"the config has a field {unknown[0]!r}, which nothing reads.{hint} {where}")
-  if missing := [name for name in known if name not in fields]:
     raise UserError(
-      f"the config has no field {missing[0]!r}, and {len(missing) - 1} more are missing; a recipe "
-      f"begins with saol_jax.config.default_config() and sets single fields. {where}"
+      f"the config has a field {unknown[0]!r}, which nothing reads.{hint} Remove it from the "
+      f"recipe, or from the config.json of a run. {where}"
+    )
+  if missing := [name for name in known if name not in fields]:
+    more = f", and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+    raise UserError(
+      f"the config has no field {missing[0]!r}{more}; a recipe begins with "
+      f"saol_jax.config.default_config() and sets single fields. {where}"
     )
 
 

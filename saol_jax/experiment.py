@@ -100,14 +100,13 @@ class Experiment:
     """The split that scores are reported of: test, or validation where there are no test images.
 
     Raises:
-      NoTestSplit: there are none, and nothing is held out.
-      UserError: the test images cannot be opened.
+      UserError: some images are held out, and the test images cannot be opened.
     """
+    if not self.config.data.validation:
+      return "test"  # whoever opens it says where there is none
     try:
       self.source("test")
     except NoTestSplit:
-      if not self.config.data.validation:
-        raise
       return "validation"
     return "test"
 
@@ -124,13 +123,21 @@ class Experiment:
   def source(self, split: str) -> Source:
     """Opens a split of the data set."""
     data = self.config.data
-    return load_source(
-      data.name,
-      split,
-      data_dir=data.data_dir or None,
-      validation=data.validation,
-      reading=_reading(data),
-    )
+    try:
+      return load_source(
+        data.name,
+        split,
+        data_dir=data.data_dir or None,
+        validation=data.validation,
+        reading=_reading(data),
+      )
+    except NoTestSplit as error:
+      if not data.validation:
+        raise
+      raise NoTestSplit(
+        f"{data_title(self.config)} has no test images; those that are held out are the split "
+        "validation: --config.evaluate.split=validation, or --config.localize.split=validation"
+      ) from error
 
   def abstract_state(self) -> TrainState:
     """Shapes, types and shardings of the state, without computing it."""

@@ -101,6 +101,7 @@ def _recipe(config) -> list[str]:
   )
   rows = {
     "data": data_title(config),
+    "began with": config.model.pretrained or "random weights",
     "length": f"{length} of {config.batch_size} images",
     "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, "
     f"{optimizer.schedule} schedule, weight decay {optimizer.weight_decay:g}",

@@ -8,9 +8,11 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+import ml_collections
+
 from saol_jax.backbones import is_built_in
 from saol_jax.curves import draw_curves
-from saol_jax.data import Source
+from saol_jax.data import Source, is_registered
 from saol_jax.experiment import Experiment
 from saol_jax.figures import Figures
 from saol_jax.train_step import TrainState
@@ -72,7 +74,7 @@ def finish(
     images_per_second=statistics.median(rates) if rates else 0.0,
     files=files,
     next_commands=_next_commands(
-      workdir, bool(len(source.boxed)), is_built_in(experiment.config.model.name)
+      workdir, bool(len(source.boxed)), _needs_no_recipe(experiment.config)
     ),
   )
 
@@ -119,6 +121,11 @@ def _head_name(metric: str, prefix: str) -> str:
   return f"{name}, EMA" if head.startswith("ema_") else name
 
 
+def _needs_no_recipe(config: ml_collections.ConfigDict) -> bool:
+  """Whether the config says it all: no backbone and no data set is registered by a recipe."""
+  return is_built_in(config.model.name) and not is_registered(config.data.name)
+
+
 def _next_commands(
   workdir: pathlib.Path, with_boxes: bool, built_in: bool
 ) -> list[tuple[str, str]]:
@@ -127,7 +134,7 @@ def _next_commands(
   Args:
     workdir: of the run, which has its config.
     with_boxes: there are true boxes.
-    built_in: the backbone is one of ours; another one may be registered by the recipe, which the
+    built_in: backbone and data set are ours; others are registered by the recipe, which the
       commands then name again.
   """
   if pathlib.Path(sys.argv[0]).name != "main.py":

@@ -53,16 +53,24 @@ def find_pretrained(model: Classifier, source: str) -> Pretrained:
     UserError: nothing intact is there, or it is of another backbone; see `match` and `match_run`.
   """
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir() and find_in_folder(folder) is None:
-    return match_run(model, restore_trained(folder), source)
-  return match(model, read_weights(source), source)
+  if not folder.is_dir() or find_in_folder(folder):
+    return match(model, read_weights(source), source)
+  try:
+    trained = restore_trained(folder)
+  except UserError as error:
+    raise UserError(
+      f"model.pretrained={source!r}: {error}. Expected the workdir or the export of a run, a file "
+      "of weights, or a folder with model.safetensors or pytorch_model.bin"
+    ) from error
+  return match_run(model, trained, source)
 
 
 def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
-  """What a trained model gives to another one: its backbone, and what has the same shape of heads.
+  """What a trained model gives to another one: its backbone, and the parts of heads that fit.
 
-  With other classes the last layers of both heads stay random, and so do all of SAOL's where the
-  trained model has none.
+  A part, such as SAOL's attention, fits where all its arrays have the same shapes. With other
+  classes the last layers of both heads stay random, and so does SAOL where the trained model has
+  none.
 
   Args:
     model: perhaps without values (`nnx.eval_shape`).
@@ -75,17 +83,23 @@ def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
   theirs = _by_path(jax.device_get(trained.variables))
   variables = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
   shapes = {path: variable.shape for path, variable in variables}
-  values = {path: value for path, value in theirs.items() if shapes.get(path) == value.shape}
-  others = [path for path in shapes.keys() | theirs.keys() if path not in values]
-  if differing := sorted(joined(path) for path in others if path[0] == "backbone"):
+  other = {
+    path
+    for path in shapes.keys() | theirs.keys()
+    if path not in theirs or shapes.get(path) != theirs[path].shape
+  }
+  if differing := sorted(joined(path) for path in other if path[0] == "backbone"):
     options = trained.config.model
     raise UserError(
       f"model.pretrained={source!r} has another backbone, model.name={options.name!r}, and perhaps "
       f"its norms were folded away by --fuse; these differ: {listed(differing, 3)}. Set model.name "
       "to that of the run, and name the run itself or an export without --fuse"
     )
-  before, now = len(trained.card.class_names), walk(model, ("gap", "linear", "bias")).shape[0]
-  fate = "taken over" if before == now else "random"
+  parts = {path[:2] for path in other}
+  values = {path: value for path, value in theirs.items() if path[:2] not in parts}
+  last = (("gap", "linear"), ("saol", "classify"))
+  taken = [joined(part) for part in last if any(path[:2] == part for path in values)]
+  classes = len(trained.card.class_names)
   average = ", moving average" if trained.weights == "ema" else ""
   return Pretrained(
     source=f"step {trained.step}{average} of {source}",
@@ -93,7 +107,7 @@ def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
     prefix="",
     values=values,
     used=tuple(map(joined, values)),
-    classifier=f"the last layers are {fate}: it has {before} classes, and here are {now}",
+    classifier=f"of its last layers, for {classes} classes: {listed(taken, len(taken))}",
     missing=tuple(joined(path) for path in shapes if path not in values),
     left_over=tuple(joined(path) for path in theirs if path not in values),
     mean=trained.card.mean,

@@ -18,7 +18,7 @@ from saol_jax.checkpoint import Checkpoints, has_checkpoints
 from saol_jax.config import resolve
 from saol_jax.data import Source
 from saol_jax.data.loader import Loader, prefetch
-from saol_jax.distributed import is_main_process, wait_for_all
+from saol_jax.distributed import as_main_process_says, is_main_process, wait_for_all
 from saol_jax.errors import DivergedError, Stopped, UserError
 from saol_jax.evaluate import describe, evaluate, report_classes
 from saol_jax.experiment import Experiment
@@ -65,7 +65,7 @@ def train_and_evaluate(
     stop.run(lambda: experiment.report_split)  # what is needed last shows its mistakes now
 
     start = Start(experiment)
-    if not has_checkpoints(workdir):
+    if not as_main_process_says(has_checkpoints(workdir)):
       stop.run(lambda: start.weights)  # a mistake shows before the workdir is claimed
 
     workdirs.check_config(config, workdir)

@@ -171,6 +171,7 @@ def make_train_step(
   """
   gradient_fn = jax.grad(make_loss_fn(config, model), has_aux=True)
   parts, chunk = config.optimizer.accumulate, examples_kept_together(config)
+  multipliers = Multipliers.parse(config.optimizer.multipliers)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     key_augment, key_cutmix, key_dropout = step_keys(state.key, state.step)
@@ -185,7 +186,7 @@ def make_train_step(
       chunk=chunk,
       unroll=loops_are_slow(mesh),
     )
-    gradients = kernel_gradients_in_order(gradients, mesh)
+    gradients = kernel_gradients_in_order(gradients, multipliers.labels(params), mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, params)
     variables = Variables(optax.apply_updates(params, updates), batch_stats)
 

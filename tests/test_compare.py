@@ -86,6 +86,24 @@ def test_the_command_line(study):
   assert (study / "new" / "comparison.png").exists()
 
 
+def test_folders_of_images_are_told_apart_wherever_they_lie(tmp_path):
+  for name, folder, top1 in (("a", "/x/birds", 0.9), ("b", "/x/cars", 0.3), ("c", "/y/cars", 0.5)):
+    write(tmp_path / name, {"saol": top1}, data__name="folder", data__data_dir=folder)
+  groups = read_groups([tmp_path / name for name in "abc"])
+  assert {name: len(runs) for name, runs in groups.items()} == {
+    "data.data_dir=birds": 1,
+    "data.data_dir=cars": 2,
+  }
+
+
+@pytest.mark.parametrize("order", ["ac", "ca"])
+def test_a_field_that_only_one_has_sets_it_apart(study, order):
+  path = study / "a" / "config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"note": "x"}))
+  found = read_groups([study / name for name in order])
+  assert {name.rpartition(" ")[2] for name in found} == {"note=x", "note=(absent)"}
+
+
 def test_a_field_that_an_older_version_did_not_know_has_its_default(study):
   path = study / "a" / "config.json"
   config = json.loads(path.read_text())

@@ -32,16 +32,18 @@ def test_deterministic_mode_is_asked_of_gpus_alone():
 
 def test_gradients_are_put_in_order_for_gpus_alone_and_stay_what_they_are():
   gradients = {"kernel": jnp.arange(24.0).reshape(2, 1, 3, 4), "bias": jnp.arange(4.0)}
+  gradients["stem"] = jnp.zeros((2, 1, 3, 4))
+  labels = {"kernel": "trained", "bias": "trained", "stem": "frozen"}
 
   def program(platform):
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
-    return jax.make_jaxpr(lambda tree: kernel_gradients_in_order(tree, mesh))(gradients)
+    return jax.make_jaxpr(lambda tree: kernel_gradients_in_order(tree, labels, mesh))(gradients)
 
   assert not program("cpu").eqns
   assert not program("tpu").eqns
   on_gpu = program("cuda")
   assert [e.primitive.name for e in on_gpu.eqns] == ["reshape", "optimization_barrier", "reshape"]
-  bias, kernel = jax.core.eval_jaxpr(on_gpu.jaxpr, on_gpu.consts, *jax.tree.leaves(gradients))
+  bias, kernel, _ = jax.core.eval_jaxpr(on_gpu.jaxpr, on_gpu.consts, *jax.tree.leaves(gradients))
   np.testing.assert_array_equal(kernel, gradients["kernel"])
   np.testing.assert_array_equal(bias, gradients["bias"])
 

@@ -28,5 +28,4 @@ def test_a_recipe_of_ones_own(tmp_path):
   code, output = run([*main, *fields])
   assert code == 0, output
   assert "plain with head saol on digit_scenes" in output
-  assert "changes" not in output
   assert pathlib.Path(tmp_path / "run" / "checkpoints" / "12").is_dir()

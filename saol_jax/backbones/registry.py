@@ -78,7 +78,7 @@ def create_backbone(
 
   Raises:
     UserError: unknown name, dropout out of range, another last_stride, or either in a family
-      without it.
+      without it; or a builder of one's own does not fit.
   """
   if name not in _BUILDERS:
     close = difflib.get_close_matches(str(name), _BUILDERS, n=1)
@@ -139,7 +139,7 @@ def check_backbone(backbone: nnx.Module, *of_each_stage: str) -> None:
     and all(isinstance(value, Integral) and value > 0 for value in values)
     for values in found
   )
-  if not fits or "train" not in inspect.signature(type(backbone).__call__).parameters:
+  if not fits or not _takes(type(backbone).__call__, "train"):
     raise UserError(
       f"{backbone if not isinstance(backbone, nnx.Module) else type(backbone)!r} is no backbone; "
       "expected a name, or an nnx.Module that is called as backbone(images, train=train), returns "
@@ -148,11 +148,15 @@ def check_backbone(backbone: nnx.Module, *of_each_stage: str) -> None:
     )
 
 
+def _takes(function: Callable, name: str) -> bool:
+  """Whether a function has a parameter of that name, or takes any."""
+  parameters = inspect.signature(function).parameters
+  return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def _has_dropout(name: str) -> bool:
   return "dropout" in inspect.signature(_BUILDERS[name]).parameters
 
 
 def _has_last_stride(name: str) -> bool:
-  parameters = inspect.signature(_BUILDERS[name]).parameters
-  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-  return takes_any or "last_stride" in parameters
+  return _takes(_BUILDERS[name], "last_stride")

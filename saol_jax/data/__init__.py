@@ -28,6 +28,7 @@ __all__ = [
   "NoTestSplit",
   "Reading",
   "Source",
+  "is_registered",
   "list_datasets",
   "load_source",
   "open_records",
@@ -82,6 +83,11 @@ def register(load: Callable[[str], ArraySource]) -> Callable[[str], ArraySource]
     )
   _REGISTERED[name] = load
   return load
+
+
+def is_registered(name: str) -> bool:
+  """Whether a data set was registered, by a recipe, which then has to be named again."""
+  return name in _REGISTERED
 
 
 def list_datasets() -> tuple[str, ...]:
@@ -150,6 +156,11 @@ def load_source(
 def _load_in_memory(name: str, split: str, data_dir: str | None, validation: float) -> ArraySource:
   if name in _REGISTERED:
     source = _REGISTERED[name]("test" if split == "test" else "train")
+    if not isinstance(source, ArraySource):
+      raise UserError(
+        f"data.name={name!r}: its function returned {type(source).__name__}; expected a "
+        "saol_jax.data.ArraySource"
+      )
     if split == "test" or not validation:
       return source
     return source.part(train_or_validation(source.labels, split, validation))
@@ -177,8 +188,8 @@ def open_records(
     if not data_dir:
       raise UserError("data.name='folder' needs the folder: --config.data.data_dir=DIR")
     return FolderRecords(data_dir, split)
-  if name == "digit_scenes":
-    raise UserError("digit_scenes is made in memory: it has no encoded images")
+  if name == "digit_scenes" or name in _REGISTERED:
+    raise UserError(f"{name} is made in memory: it has no encoded images")
   from saol_jax.data.tfds_records import TfdsRecords
 
   reading = reading or Reading()

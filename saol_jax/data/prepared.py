@@ -101,7 +101,8 @@ def open_prepared(name: str, data_dir: str | None):
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError) as error:
     raise UserError(
       f"data.name={name!r} is none of our data sets ({', '.join(IN_MEMORY)}, folder), nor one of "
-      f"TFDS, nor prepared under {where}"
+      f"TFDS, nor prepared under {where}. One of your own has to be registered first: give "
+      "--config with the recipe that does it, see saol_jax.data.register"
     ) from error
   if not (directory / "dataset_info.json").exists():
     raise UserError(

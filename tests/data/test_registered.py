@@ -8,6 +8,7 @@ from saol_jax.config import resolve
 from saol_jax.data import ArraySource, DatasetInfo, NoTestSplit, Reading, load_source, register
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
+from saol_jax.finish import _needs_no_recipe
 from tests.support import tiny_config
 
 INFO = DatasetInfo(("dark", "bright"), (0.5,) * 3, (0.25,) * 3)
@@ -50,6 +51,19 @@ def test_a_run_knows_it(stripes):
   assert (len(experiment.train), experiment.report_split) == (16, "validation")
   with pytest.raises(UserError, match=r"data\.name='stripe' is none of our data sets"):
     Experiment(resolve(tiny_config("gap", data__name="stripe")))
+
+
+def test_what_returns_something_else_is_told(monkeypatch):
+  monkeypatch.setattr(data, "_REGISTERED", {"pair": lambda split: (1, 2)})
+  with pytest.raises(UserError, match=r"data.name='pair': its function returned tuple; expected a"):
+    load_source("pair", "train")
+  with pytest.raises(UserError, match="pair is made in memory"):
+    data.open_records("pair", "train", None)
+
+
+def test_commands_to_go_on_with_name_the_recipe(stripes):
+  assert not _needs_no_recipe(tiny_config(data__name="stripes"))
+  assert _needs_no_recipe(tiny_config())
 
 
 def test_a_name_is_taken_once(stripes):

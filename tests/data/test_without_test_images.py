@@ -62,7 +62,7 @@ def test_a_run_is_scored_on_held_out_images_alone(folder, tmp_path, caplog):
   assert (found["num_images"], found["threshold_split"]) == (4, "train")
   assert found["num_threshold_images"] == 8
   held_out.localize.split = "test"
-  with pytest.raises(NoTestSplit):
+  with pytest.raises(NoTestSplit, match=r"that are held out are the split validation: --config"):
     localize_workdir(held_out, tmp_path)
 
 
