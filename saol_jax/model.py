@@ -97,7 +97,7 @@ def create_model(
     raise UserError(f"model.head={head!r} is unknown; expected one of {', '.join(HEADS)}")
   if norm_group is not None:
     check_counts(norm_group=norm_group)
-  if not isinstance(rngs, nnx.Rngs):
+  if isinstance(rngs, int | jax.Array):  # Flax takes other things than nnx.Rngs, too
     raise UserError(f"rngs={rngs!r}; expected flax.nnx.Rngs, such as nnx.Rngs(0)")
   backbone = name
   if isinstance(name, str):
