@@ -17,7 +17,7 @@ from saol_jax.backbones import is_built_in
 from saol_jax.data import BadImages, Geometry, NoTestSplit, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
-from saol_jax.model import FunctionalModel, Variables, create_model
+from saol_jax.model import FunctionalModel, Variables, create_model, variables_of
 from saol_jax.multipliers import Multipliers
 from saol_jax.optimizer import make_optimizer, make_schedule
 from saol_jax.preparation import seed_data
@@ -82,7 +82,7 @@ class Experiment:
     self.schedule = jax.jit(schedule)
     optimizer = make_optimizer(config.optimizer, schedule)
     self.multipliers = Multipliers.parse(config.optimizer.multipliers)
-    variables = jax.eval_shape(self.model.init, jax.random.key(0))
+    variables = variables_of(self.model.abstract)
     self.multipliers.check(variables.params)
     _check_norms(config, variables)
     self._init = make_init(config, self.model, optimizer, self.mesh)
@@ -182,8 +182,7 @@ class Experiment:
   def _check_network(self) -> None:
     """Raises UserError where the last stage is too small, or evaluation would not repeat."""
     height, width = self.train.image_shape[:2]
-    model = nnx.eval_shape(lambda: self._create(nnx.Rngs(0)))
-    stride = model.backbone.stage_strides[-1]
+    stride = self.model.abstract.backbone.stage_strides[-1]
     cells = 2 if self.config.model.head == "saol" else 1
     if min(height, width) < cells * stride:
       raise UserError(

@@ -149,7 +149,11 @@ def variables_of(model: nnx.Module) -> Variables:
 
 
 class FunctionalModel:
-  """A model as two pure functions, `init` and `apply`."""
+  """A model as two pure functions, `init` and `apply`.
+
+  Attributes:
+    abstract: the module, with shapes and types in place of arrays.
+  """
 
   def __init__(self, create: Callable[[nnx.Rngs], nnx.Module]):
     """Traces `create(rngs)`, without computing anything.
@@ -158,9 +162,11 @@ class FunctionalModel:
       UserError: the model holds other arrays than parameters and batch statistics.
     """
     self._create = create
-    abstract = nnx.eval_shape(lambda: create(_rngs(jax.random.key(0))))
-    _check_arrays(abstract)
-    self._graph, _, _, self._streams = nnx.split(abstract, nnx.Param, nnx.BatchStat, nnx.RngState)
+    self.abstract = nnx.eval_shape(lambda: create(_rngs(jax.random.key(0))))
+    _check_arrays(self.abstract)
+    self._graph, _, _, self._streams = nnx.split(
+      self.abstract, nnx.Param, nnx.BatchStat, nnx.RngState
+    )
 
   def init(self, key: jax.Array) -> Variables:
     """Fresh variables; pure, so that it can be jitted."""

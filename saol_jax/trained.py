@@ -173,7 +173,7 @@ def for_inference(trained: Trained, *, fuse: bool = False) -> Trained:
     fuse: fold batch norms into convolutions, see `fuse.fuse_norms`.
   """
   plain = _model(trained.config, trained.card, inference=True)
-  variables = _part_of(trained.variables, jax.eval_shape(plain.init, jax.random.key(0)))
+  variables = _part_of(trained.variables, variables_of(plain.abstract))
   if not fuse:
     return dataclasses.replace(trained, model=plain, variables=variables)
   fused = fuse_norms(plain.merge(variables), trained.card.image_size)

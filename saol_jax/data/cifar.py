@@ -6,6 +6,8 @@ function of what they show, so that a run does not depend on where its data came
 """
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -82,13 +84,18 @@ def read_prepared(name: str, split: str, data_dir: str | None) -> cifar_files.Ar
   records = builder.as_data_source(split, file_format="array_record", deserialize_method=raw)
   images = np.empty((len(records), *builder.info.features["image"].shape), np.uint8)
   labels = np.empty(len(records), np.int32)
-  for start in range(0, len(records), _BATCH):
-    batch = records.__getitems__(list(range(start, min(start + _BATCH, len(records)))))
-    for i, record in enumerate(batch, start):
+
+  def read(some: range) -> None:
+    for i, record in zip(some, records.__getitems__(list(some)), strict=True):
       fields = Example.FromString(record).features.feature
       png = np.frombuffer(fields["image"].bytes_list.value[0], np.uint8)
       images[i] = cv2.imdecode(png, cv2.IMREAD_COLOR_RGB)
       labels[i] = fields["label"].int64_list.value[0]
+
+  everything = range(len(records))
+  with ThreadPoolExecutor(os.cpu_count()) as threads:
+    for _ in threads.map(read, (everything[k : k + _BATCH] for k in everything[::_BATCH])):
+      pass
   return cifar_files.Arrays(images, labels, tuple(builder.info.features["label"].names))
 
 
