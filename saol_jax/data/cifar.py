@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from saol_jax.data import cifar_files
-from saol_jax.data.prepared import check_split, import_tfds, open_prepared
+from saol_jax.data.prepared import check_split, import_tfds, open_prepared, prepare_again
 from saol_jax.data.source import ArraySource, DatasetInfo, train_or_validation
 from saol_jax.errors import UserError
 
@@ -86,7 +86,14 @@ def read_prepared(name: str, split: str, data_dir: str | None) -> cifar_files.Ar
   labels = np.empty(len(records), np.int32)
 
   def read(some: range) -> None:
-    for i, record in zip(some, records.__getitems__(list(some)), strict=True):
+    try:
+      batch = records.__getitems__(list(some))
+    except RuntimeError as error:  # ArrayRecord has checksums
+      raise UserError(
+        f"data.name={name!r} is damaged: its {split} split in {builder.data_path} cannot be read "
+        f"({error}). {prepare_again(builder)}"
+      ) from error
+    for i, record in zip(some, batch, strict=True):
       fields = Example.FromString(record).features.feature
       png = np.frombuffer(fields["image"].bytes_list.value[0], np.uint8)
       images[i] = cv2.imdecode(png, cv2.IMREAD_COLOR_RGB)

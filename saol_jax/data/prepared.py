@@ -140,9 +140,15 @@ def check_split(builder, split: str) -> None:
   if missing:
     raise UserError(
       f"data.name={builder.info.name!r} is incomplete: no file {', '.join(missing[:5])} in "
-      f"{directory}. Delete that folder and prepare it again with: "
-      f"{_preparation(builder.info.name, str(directory.parent.parent))}"
+      f"{directory}. {prepare_again(builder)}"
     )
+
+
+def prepare_again(builder) -> str:
+  """What to do where a prepared data set is incomplete or damaged, as the end of a message."""
+  directory = builder.data_path
+  command = _preparation(builder.info.name, str(directory.parent.parent))
+  return f"Delete {directory} and prepare it again with: {command}"
 
 
 def _preparation(name: str, root: str) -> str:

@@ -437,6 +437,21 @@ def test_a_missing_shard_or_split_is_named(tmp_path):
     load_source("cifar10", "train", data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("damage", ["a byte", "the second half", "everything"])
+def test_a_damaged_shard_is_named(tmp_path, damage):
+  _miniature(tmp_path, "array_record", sizes=(("train", 2000),))
+  (shard,) = tmp_path.glob("cifar10/*/*train*")
+  data = bytearray(shard.read_bytes())
+  if damage == "a byte":
+    data[len(data) // 2] ^= 255
+  else:
+    del data[0 if damage == "everything" else len(data) // 2 :]
+  shard.write_bytes(data)
+  again = rf"split in {shard.parent} cannot be read .*Delete {shard.parent} and prepare it again"
+  with pytest.raises(UserError, match=f"data.name='cifar10' is damaged: its train {again}"):
+    load_source("cifar10", "train", data_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
   "module", ["tensorflow_datasets", "array_record.python.array_record_data_source"]
 )
