@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
 
@@ -58,6 +59,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
 _CHECKED_IMAGES = 3
 # Rounding of another order of the same sums: float32, and bfloat16 with its 8 bits.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+class _NoSavedModelError(Exception):
+  """TensorFlow is not there, or cannot run what JAX writes."""
 
 
 def export_command(
@@ -166,9 +171,15 @@ def _write(ready: Trained, plain: Trained, workdir: pathlib.Path, folder: pathli
     found = exported[name].call(images)
     differences[path.name] = _compare(path.name, found, expected[name], ready, plain)
   path = folder / "saved_model"
-  missing = _write_saved_model(path, programs, ready.card.image_size)
-  if missing is None:
+  try:
+    _write_saved_model(path, programs, ready.card.image_size)
     found = _call_saved_model(path, images)
+  except _NoSavedModelError as error:
+    logger.info("No TensorFlow SavedModel: %s", error)
+    shutil.rmtree(path, ignore_errors=True)
+    saved_model = f"not written: {error}"
+  else:
+    saved_model = "written"
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # as TensorFlow has no other
       for name, program in exported.items():
         what = f"{path.name}: {name}"
@@ -185,7 +196,7 @@ def _write(ready: Trained, plain: Trained, workdir: pathlib.Path, folder: pathli
       name: _outputs(program, ready.card.image_size) for name, program in programs.items()
     },
     "largest_difference": differences,
-    "saved_model": missing or "written",
+    "saved_model": saved_model,
     "maps": {"box_map": BOX_MAP, "box_threshold": BOX_THRESHOLD},
     "versions": {name: metadata.version(name) for name in _PACKAGES},
     "scores": scores_at(workdir, ready.step),
@@ -270,14 +281,13 @@ def _compare(
 
 def _write_saved_model(
   folder: pathlib.Path, programs: dict[str, Program], image_size: tuple[int, int]
-) -> str | None:
-  """The programs for TensorFlow; says why there are none where that is so."""
+) -> None:
+  """The programs for TensorFlow; raises _NoSavedModelError where it is not there."""
   try:
     tf = import_tensorflow()  # before jax2tf, which imports it too
     from jax.experimental import jax2tf
   except ImportError as error:
-    logger.info("No TensorFlow SavedModel: %s is not installed", error.name)
-    return f"not written: {error.name} is not installed"
+    raise _NoSavedModelError(f"{error.name} is not installed") from error
   logger.info("Writing the TensorFlow SavedModel ...")
   module, signatures = tf.Module(), {}
   for name, program in programs.items():
@@ -291,14 +301,20 @@ def _write_saved_model(
     signatures[name] = tf.function(converted, autograph=False, input_signature=signature)
     setattr(module, name, signatures[name])
   tf.saved_model.save(module, str(folder), signatures=signatures)
-  return None
 
 
 def _call_saved_model(folder: pathlib.Path, images: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-  """What each of its programs says of images."""
+  """What each of its programs says of images; raises _NoSavedModelError where JAX is too new."""
   tf = import_tensorflow()
   signatures = tf.saved_model.load(str(folder)).signatures
-  return {
-    name: {key: value.numpy() for key, value in call(images=tf.constant(images)).items()}
-    for name, call in signatures.items()
-  }
+  try:
+    return {
+      name: {key: value.numpy() for key, value in call(images=tf.constant(images)).items()}
+      for name, call in signatures.items()
+    }
+  except tf.errors.InvalidArgumentError as error:
+    if "Cannot deserialize computation" not in str(error):
+      raise
+    raise _NoSavedModelError(
+      f"TensorFlow {tf.__version__} is too old for the programs of JAX {jax.__version__}"
+    ) from error

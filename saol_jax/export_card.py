@@ -62,6 +62,8 @@ def write_card(
     shutil.copyfile(sample, folder / "sample.png")
     lines += ["## Sample", "", "![what the model sees, and where](sample.png)", ""]
   lines += ["## Use", "", _USE.strip(), ""]
+  if facts["saved_model"] == "written":
+    lines += [_TENSORFLOW.strip(), ""]
   if "maps" in facts["programs"]:
     lines += [_MAPS.strip(), ""]
   write_text(folder / "MODEL_CARD.md", "\n".join(lines))
@@ -80,8 +82,11 @@ program = export.deserialize(bytearray(open("labels.stablehlo", "rb").read()))
 program.call(images)["probabilities"]  # images: (any number, height, width, 3) uint8
 ```
 
-TensorFlow: `tf.saved_model.load("saved_model").signatures["labels"](images=...)`. With saol_jax
-itself: `saol_jax.load(FOLDER)`, see its README.
+With saol_jax itself: `saol_jax.load(FOLDER)`, see its README.
+"""
+
+_TENSORFLOW = """
+TensorFlow: `tf.saved_model.load("saved_model").signatures["labels"](images=...)`.
 """
 
 _MAPS = """

@@ -337,6 +337,47 @@ def test_an_export_that_says_something_else_than_the_model_is_refused(exported, 
   assert (exported / "model.json").read_bytes() == before
 
 
+def without_tensorflow(monkeypatch):
+  def absent():
+    raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+
+  monkeypatch.setattr(export, "import_tensorflow", absent)
+
+
+def with_older_tensorflow(monkeypatch):
+  """TensorFlow 2.21 says this of what JAX 0.12 exports."""
+
+  def call(images):
+    raise tf.errors.InvalidArgumentError(
+      None, None, "Cannot deserialize computation: failed to deserialize portable artifact"
+    )
+
+  signatures = {"labels": call, "maps": call}
+  monkeypatch.setattr(tf.saved_model, "load", lambda folder: SimpleNamespace(signatures=signatures))
+
+
+@pytest.mark.parametrize(
+  ("make_unable", "reason"),
+  [
+    (without_tensorflow, "tensorflow is not installed"),
+    (
+      with_older_tensorflow,
+      f"{tf.__version__} is too old for the programs of JAX {jax.__version__}",
+    ),
+  ],
+)
+def test_without_tensorflow_all_else_is_exported(run, tmp_path, monkeypatch, make_unable, reason):
+  make_unable(monkeypatch)
+  folder = export_command(run.folder, tmp_path / "export")
+  facts = json.loads((folder / "model.json").read_text())
+  assert facts["saved_model"].startswith("not written: ")
+  assert facts["saved_model"].endswith(reason)
+  assert set(facts["largest_difference"]) == {"labels.stablehlo", "maps.stablehlo"}
+  assert not (folder / "saved_model").exists()
+  assert "TensorFlow" not in (folder / "MODEL_CARD.md").read_text()
+  assert load(folder).card.class_names == run.experiment.info.class_names
+
+
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not here"), KeyboardInterrupt()])
 def test_an_export_that_cannot_be_put_in_its_place_leaves_the_one_before(
   exported, run, tmp_path, monkeypatch, error
