@@ -44,7 +44,7 @@ def mean_over_parts(
       compiler may no longer keep to the memory of one part.
 
   Returns:
-    What `function` returns, averaged over the parts.
+    What `function` returns, averaged over the parts; what is no float, of the last part.
   """
   if parts == 1:
     return function(batch, key)
@@ -53,11 +53,15 @@ def mean_over_parts(
     chunks = x.reshape(-1, parts, chunk, *x.shape[1:]).swapaxes(0, 1)
     return chunks.reshape(parts, -1, *x.shape[1:])
 
+  def floating(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
   def add(total, part_and_key):
-    return jax.tree.map(jnp.add, total, function(*part_and_key)), None
+    found = function(*part_and_key)
+    return jax.tree.map(lambda x, y: x + y if floating(y) else y, total, found), None
 
   inputs = (jax.tree.map(split, batch), jax.random.split(key, parts))
   first = jax.tree.map(lambda x: x[0], inputs)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
   total, _ = jax.lax.scan(add, zeros, inputs, unroll=unroll)
-  return jax.tree.map(lambda x: x / parts, total)
+  return jax.tree.map(lambda x: x / parts if floating(x) else x, total)

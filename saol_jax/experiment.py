@@ -124,7 +124,7 @@ class Experiment:
     """Opens a split of the data set."""
     data = self.config.data
     try:
-      return load_source(
+      source = load_source(
         data.name,
         split,
         data_dir=data.data_dir or None,
@@ -138,6 +138,9 @@ class Experiment:
         f"{data_title(self.config)} has no test images; those that are held out are the split "
         "validation: --config.evaluate.split=validation, or --config.localize.split=validation"
       ) from error
+    if split != "train":
+      self._check_like_train(source, split)
+    return source
 
   def abstract_state(self) -> TrainState:
     """Shapes, types and shardings of the state, without computing it."""
@@ -178,6 +181,18 @@ class Experiment:
 
   def _create(self, rngs: nnx.Rngs) -> nnx.Module:
     return create_configured(self.config, len(self.info.class_names), rngs)
+
+  def _check_like_train(self, source: Source, split: str) -> None:
+    """Raises UserError where a split has other classes than train, or images of another size."""
+    for what, found, expected in (
+      ("classes", source.info.class_names, self.info.class_names),
+      ("images of", source.image_shape, self.train.image_shape),
+    ):
+      if found != expected:
+        raise UserError(
+          f"data.name={self.config.data.name!r}: its {split} split has {what} {found}, train has "
+          f"{expected}; expected the same, in the same order"
+        )
 
   def _check_network(self) -> None:
     """Raises UserError where the last stage is too small, or evaluation would not repeat."""

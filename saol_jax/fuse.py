@@ -35,8 +35,9 @@ def fuse_norms(model: nnx.Module, image_size: tuple[int, int]) -> nnx.Module:
 
     norm(w * x + b) = (m w) * x + m (b - mean) + bias,   m = scale / sqrt(var + epsilon)
 
-  A norm is folded where the convolution's result goes nowhere else, which is read off the traced
-  program; others, such as those of pre-activation blocks after a sum, stay. For inference only.
+  A norm is folded where it is our own, both are called once and the convolution's result goes
+  nowhere else, which is read off the traced program; others, such as those of pre-activation blocks
+  after a sum, and nnx.BatchNorm, stay. For inference only.
 
   Args:
     model: called as `model(images, train=False)`; changed in place.
@@ -82,6 +83,7 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
   readers.update(v for v in program.outvars if isinstance(v, core.Var))
   variable = dict(zip(program.invars, (path for path, _ in flat), strict=False))  # it stands for
   maker: dict[core.Var, Path] = {}  # the convolution whose result it is
+  calls: collections.Counter[Path] = collections.Counter()  # of convolutions and norms
   pairs = []
   for equation in program.eqns:
     kind, result = equation.primitive.name, equation.outvars[0]
@@ -89,6 +91,7 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
     names = [variable.get(v, ("",))[-1] for v in read]
     if kind == "conv_general_dilated" and names[1] == "kernel":
       maker[result] = variable[read[1]][:-1]
+      calls[maker[result]] += 1
     elif kind in _VIEWS and read[0] in variable:
       variable[result] = variable[read[0]]
     elif read and read[0] in maker and readers[read[0]] == 1:
@@ -96,7 +99,13 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
         maker[result] = maker[read[0]]
       elif kind == "sub" and names[1] == "mean":
         pairs.append((maker[read[0]], variable[read[1]][:-1]))
-  return pairs
+    if kind == "sub" and names[1] == "mean":
+      calls[variable[read[1]][:-1]] += 1
+  return [
+    (conv, norm)
+    for conv, norm in pairs
+    if calls[conv] == calls[norm] == 1 and isinstance(_at(model, norm), GhostBatchNorm)
+  ]
 
 
 def _at(model: nnx.Module, path: Path) -> nnx.Module:

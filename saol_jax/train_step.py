@@ -263,10 +263,16 @@ def _moving_average(
   """The average after a step; at first it is short, so that nothing of the random start stays.
 
   After n steps its decay is at most (1 + n) / (10 + n), as in TensorFlow's
-  ExponentialMovingAverage with `num_updates`.
+  ExponentialMovingAverage with `num_updates`. Statistics that are no floats have no average: the
+  new ones are kept.
   """
   if ema is None:
     return None
   n = steps_before.astype(jnp.float32)
   decay = jnp.minimum(decay, (1 + n) / (10 + n))
-  return jax.tree.map(lambda old, value: decay * old + (1 - decay) * value, ema, new)
+
+  def average(old: jax.Array, value: jax.Array) -> jax.Array:
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return decay * old + (1 - decay) * value if floating else value
+
+  return jax.tree.map(average, ema, new)

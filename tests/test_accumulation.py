@@ -16,13 +16,16 @@ def test_a_part_has_every_other_chunk_and_a_key_of_its_own(unroll):
 
   def first_and_mean(part, key):
     assert part["x"].shape == (6,)
-    return {"first two": part["x"][:2], "mean": part["x"].mean(), "noise": jax.random.normal(key)}
+    first = {"first": jnp.int32(part["x"][0]), "first two": part["x"][:2]}
+    return first | {"mean": part["x"].mean(), "noise": jax.random.normal(key)}
 
   key = jax.random.key(0)
   found = mean_over_parts(
     first_and_mean, {"x": VALUES}, key, parts=2, chunk=2, unroll=unroll
   )  # [0 1 4 5 8 9] and [2 3 6 7 10 11]
   np.testing.assert_array_equal(found["first two"], [1, 2])
+  assert found["first"] == 2  # no float, and so of the last part
+  assert found["first"].dtype == jnp.int32
   assert found["mean"] == VALUES.mean()
   noise = [jax.random.normal(own) for own in jax.random.split(key)]
   np.testing.assert_allclose(found["noise"], np.mean(noise), rtol=1e-6)

@@ -56,6 +56,38 @@ class Biased(nnx.Module):
     return x, self.last(self.second(x) + x, train=train)
 
 
+class Flaxs(nnx.Module):
+  """A norm of Flax, which must stay."""
+
+  stage_channels, stage_strides = (4, 4), (1, 1)
+
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+    self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+  def __call__(self, images, *, train):
+    x = self.norm(self.conv(images), use_running_average=not train)
+    return x, nnx.relu(x)
+
+
+class Shared(nnx.Module):
+  """A norm after two convolutions, two norms after one, and one that is also called without."""
+
+  stage_channels, stage_strides = (4, 4), (1, 1)
+
+  def __init__(self, rngs):
+    make = lambda channels: nnx.Conv(channels, 4, (3, 3), rngs=rngs)  # noqa: E731
+    self.first, self.second, self.third, self.fourth = make(3), make(4), make(4), make(4)
+    self.norms = nnx.List([GhostBatchNorm(4) for _ in range(4)])
+
+  def __call__(self, images, *, train):
+    one, two, three, four = self.norms
+    x = one(self.first(images), train=train)
+    x = one(self.second(x), train=train)
+    x = two(self.third(x), train=train) + three(self.third(nnx.relu(x)), train=train)
+    return x, self.fourth(nnx.relu(x)) + four(self.fourth(x), train=train)
+
+
 def classifier(backbone, *, mask_branch=False):
   def make():
     rngs = nnx.Rngs(0)
@@ -74,7 +106,13 @@ def forward(model, images):
   ("backbone", "before", "after"),
   # Of Post: the images' norm stays. Of SAOL: the norm after the concatenation stays, and that of
   # the attention branch goes.
-  [(Post, 7 + 2, 1 + 1), (ReadTwice, 1 + 2, 1 + 1), (Biased, 2 + 2, 1 + 1)],
+  [
+    (Post, 7 + 2, 1 + 1),
+    (ReadTwice, 1 + 2, 1 + 1),
+    (Biased, 2 + 2, 1 + 1),
+    (Flaxs, 0 + 2, 0 + 1),
+    (Shared, 4 + 2, 4 + 1),
+  ],
 )
 def test_folded_model_is_the_same_function(backbone, before, after):
   model = build(classifier(backbone))

@@ -11,8 +11,9 @@ from saol_jax.backbones import create_backbone, registry
 from saol_jax.config import resolve
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment
-from saol_jax.model import FunctionalModel
+from saol_jax.model import FunctionalModel, Variables
 from saol_jax.norm import GhostBatchNorm
+from saol_jax.train_step import _moving_average
 from tests.support import tiny_config
 
 
@@ -74,6 +75,18 @@ def test_a_batch_statistic_may_be_a_constant():
     m.apply(v, x, train=False)[0].gap_logits - bias for m, v in ((model, doubled), (plain, once))
   )
   np.testing.assert_allclose(twice, 2 * logits, rtol=1e-5)
+
+
+def test_statistics_that_are_no_floats_have_no_average():
+  old, new = (
+    Variables({}, {"table": jnp.arange(3) + i, "flag": jnp.bool(i), "mean": jnp.float32(i)})
+    for i in (0, 1)
+  )
+  found = _moving_average(old, new, 0.9, jnp.int32(1000)).batch_stats
+  assert found["mean"] == pytest.approx(0.1)
+  np.testing.assert_array_equal(found["table"], [1, 2, 3])
+  assert found["flag"]
+  assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, old.batch_stats)
 
 
 @pytest.mark.parametrize("stream", ["params", "dropout"])

@@ -73,9 +73,11 @@ def register(load: Callable[[str], ArraySource]) -> Callable[[str], ArraySource]
   train.
 
   Raises:
-    ValueError: there is another data set of that name.
+    ValueError: there is another data set of that name, or the function has none.
   """
-  name = load.__name__
+  name = getattr(load, "__name__", "")
+  if not name.isidentifier():
+    raise ValueError(f"{load} has no name to register it under; expected a function made by def")
   if name in list_datasets():
     raise ValueError(
       f"two data sets are called {name!r}; give the function another name, or restart the kernel "

@@ -22,11 +22,26 @@ class DatasetInfo:
     class_names: K names, by label.
     mean: three channel means of the training images, as a share of 255.
     std: three channel standard deviations, likewise.
+
+  Arrays and lists become tuples of Python's own numbers and strings.
+
+  Raises:
+    UserError: mean or std are not three shares of 255.
   """
 
   class_names: tuple[str, ...]
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+
+  def __post_init__(self):
+    object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+    for name, least in (("mean", "0"), ("std", "above 0")):
+      values = tuple(map(float, getattr(self, name)))
+      if len(values) != 3 or not all(0 <= x <= 1 and (x or name == "mean") for x in values):
+        raise UserError(
+          f"{name}={values} of the channels; expected three numbers, {least} to 1: shares of 255"
+        )
+      object.__setattr__(self, name, values)
 
 
 Batch = Mapping[str, np.ndarray]

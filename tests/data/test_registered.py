@@ -1,5 +1,9 @@
 """A data set of one's own arrays, by a name of its own."""
 
+import dataclasses
+import functools
+import json
+
 import numpy as np
 import pytest
 
@@ -51,6 +55,62 @@ def test_a_run_knows_it(stripes):
   assert (len(experiment.train), experiment.report_split) == (16, "validation")
   with pytest.raises(UserError, match=r"data\.name='stripe' is none of our data sets"):
     Experiment(resolve(tiny_config("gap", data__name="stripe")))
+
+
+def register_scenes(monkeypatch, name, side=16, **test_info):
+  """Grey images of two classes; what is said of the test split can be chosen."""
+
+  def scenes(split):
+    size, info = (side, INFO.__dict__ | test_info) if split == "test" else (16, INFO.__dict__)
+    labels = np.tile(np.arange(2, dtype=np.int32), 4)
+    return ArraySource(np.zeros((8, size, size, 3), np.uint8), labels, DatasetInfo(**info))
+
+  monkeypatch.setattr(data, "_REGISTERED", {})
+  scenes.__name__ = name  # a name each: conftest keeps what was loaded
+  register(scenes)
+
+
+@pytest.mark.parametrize(
+  ("name", "changes", "message"),
+  [
+    ("order", {"class_names": ("bright", "dark")}, r"has classes \('bright', 'dark'\), train has"),
+    ("more", {"class_names": ("dark", "bright", "grey")}, "has classes .*'grey'"),
+    ("larger", {"side": 20}, r"has images of \(20, 20, 3\), train has \(16, 16, 3\)"),
+  ],
+)
+def test_a_test_split_unlike_train_is_refused(monkeypatch, name, changes, message):
+  register_scenes(monkeypatch, name, **changes)
+  experiment = Experiment(resolve(tiny_config("gap", data__name=name)))
+  with pytest.raises(UserError, match=f"data.name='{name}': its test split {message}"):
+    experiment.source("test")
+
+
+def test_info_takes_arrays_and_keeps_plain_numbers():
+  info = DatasetInfo(np.array(["a", "b"]), np.float32([0, 0.5, 1]), [0.25, np.float32(0.5), 1])
+  assert info == DatasetInfo(("a", "b"), (0.0, 0.5, 1.0), (0.25, 0.5, 1.0))
+  assert json.loads(json.dumps(dataclasses.asdict(info)))["mean"] == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"mean": (127, 120, 110)}, r"mean=\(127.0, 120.0, 110.0\) of the channels; expected three"),
+    ({"std": (60, 60, 60)}, "std=.*above 0 to 1: shares of 255"),
+    ({"std": (0.2, 0.0, 0.2)}, "std=.*above 0 to 1: shares of 255"),
+    ({"mean": (0.5,)}, "expected three numbers"),
+    ({"mean": (0.5, float("nan"), 0.5)}, "expected three numbers"),
+  ],
+)
+def test_statistics_that_are_no_shares_of_255_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
+    dataclasses.replace(INFO, **changes)
+
+
+def test_what_has_no_name_is_refused():
+  with pytest.raises(ValueError, match="has no name to register it under; expected a function"):
+    register(functools.partial(print, "train"))
+  with pytest.raises(ValueError, match="has no name to register it under"):
+    register(lambda split: split)
 
 
 def test_what_returns_something_else_is_told(monkeypatch):
