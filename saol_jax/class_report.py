@@ -27,6 +27,8 @@ _COLUMNS = (
   "times",
 )
 
+_FILES = ("confusion.csv", "confusion.png", "classes.csv", "classes.png", "calibration.png")
+
 Sums = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -54,6 +56,8 @@ def write_class_report(
   head, main = next(iter(sums.items()))
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+      (folder / name).unlink(missing_ok=True)
     if "confusion" in main:
       confusion = np.asarray(main["confusion"]).round().astype(np.int64)
       write_confusion(folder / "confusion.csv", confusion, class_names)

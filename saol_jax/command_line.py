@@ -258,7 +258,10 @@ def _illegal(error: flags.IllegalFlagValueError) -> str:
   name, _, value = flag.removeprefix("flag --config.").partition("=")
   if name.startswith("flag --"):
     return str(error)
-  field = functools.reduce(operator.getitem, name.split("."), default_config())
+  try:
+    field = functools.reduce(operator.getitem, name.split("."), default_config())
+  except (KeyError, TypeError):  # of the recipe's own
+    return str(error)
   if isinstance(field, ml_collections.ConfigDict):
     hint = f" Did you mean --config.{name}.name={value}?" if "name" in field else ""
     return (

@@ -12,9 +12,10 @@ import itertools
 import logging
 import os
 import pathlib
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from saol_jax import command_line
 from saol_jax.config import WATCHING, flat
@@ -34,16 +35,17 @@ _NOT_COMPUTED = (*WATCHING, "seed")
 
 
 class Run(NamedTuple):
-  """A run: its workdir, and the lines of its log that hold an evaluation."""
+  """A run: its workdir and seed, and the lines of its log that hold an evaluation."""
 
   workdir: pathlib.Path
+  seed: int
   evaluations: list[dict[str, float]]
 
 
 def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
   """Reads runs, finished or going on, and puts those together that differ in the seed alone.
 
-  What is no run, or was not evaluated yet, is left out with a warning.
+  What is no run, was not evaluated yet, or was named before is left out with a warning.
 
   Returns:
     The runs of each group, by the fields that it does not share with all groups.
@@ -52,7 +54,12 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
     UserError: no run is left, or one cannot be read.
   """
   found: list[tuple[dict[str, object], list[Run]]] = []
+  seen: set[pathlib.Path] = set()
   for workdir in map(pathlib.Path, workdirs):
+    if workdir.resolve() in seen:
+      logger.warning("Left out %s: it is there already", printable(workdir))
+      continue
+    seen.add(workdir.resolve())
     if not (workdir / "config.json").exists():
       logger.warning("Left out %s: no run is there", printable(workdir))
       continue
@@ -68,7 +75,9 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
     runs = next((runs for others, runs in found if others == fields), None)
     if runs is None:
       found.append((fields, runs := []))
-    runs.append(Run(workdir, evaluations))
+    if any(config.seed == run.seed for run in runs):
+      logger.warning("%s has the seed of another run of its row", printable(workdir))
+    runs.append(Run(workdir, config.seed, evaluations))
   if not found:
     raise UserError("there is nothing to compare; expected workdirs of runs, such as runs/*")
   (first, _), absent = found[0], "(absent)"
@@ -85,12 +94,16 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
 
 
 def table(groups: Mapping[str, Sequence[Run]]) -> str:
-  """Aligned columns: fields, number of runs, steps, and the scores of the last evaluations."""
+  """Aligned columns: fields, number of runs, steps, and the scores of the last evaluations.
+
+  With `data.validation` those are `eval/` of held-out images, and `test/` once a run has ended.
+  """
   last = {name: [run.evaluations[-1] for run in runs] for name, runs in groups.items()}
   found = set().union(*(line for lines in last.values() for line in lines))
-  keys = [f"eval/{average}{score}" for score in _SCORES for average in ("", "ema_")]
+  columns = itertools.product(("eval/", "test/"), _SCORES, ("", "ema_"))
+  keys = [f"{split}{average}{score}" for split, score, average in columns]
   keys = [key for key in keys if key in found]
-  rows = [["", "runs", "steps", *(key.removeprefix("eval/") for key in keys)]]
+  rows = [["", "runs", "steps", *keys]]
   for name, lines in last.items():
     steps = sorted({line["step"] for line in lines})
     scores = [_mean([line[key] for line in lines if key in line], key) for key in keys]
@@ -138,7 +151,7 @@ def _mean(values: Sequence[float], key: str) -> str:
   if not values:
     return ""
   scale, digits = (100, 2) if key.endswith("_top1") else (1, 3)
-  numbers = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+  numbers = [np.mean(values), *([np.std(values, ddof=1)] if len(values) > 1 else [])]
   return " ± ".join(f"{scale * number:.{digits}f}" for number in numbers)
 
 
@@ -152,12 +165,18 @@ def main() -> None:
   options = parser.parse_args()
 
   def compare() -> None:
+    output = pathlib.Path(options.output).expanduser() if options.output else None
+    if output and (output.suffix.lower() != ".png" or output.is_dir()):
+      raise UserError(f"--output={output}; expected the name of a file that ends in .png")
     groups = read_groups(options.workdirs)
     say(table(groups))
-    if options.output:
-      pathlib.Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-      draw(options.output, groups)
-      say(f"written to {options.output}")
+    if output:
+      try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw(output, groups)
+      except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+      say(f"written to {output}")
 
   command_line.run(compare)
 

@@ -25,7 +25,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 def _conv_kernel(array: np.ndarray) -> np.ndarray:
   """(out, in / groups, height, width) to (height, width, in / groups, out); grouped or not."""
-  return array.transpose(2, 3, 1, 0)
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array  # which then does not fit
 
 
 _SCALE = (("weight", "scale", _same), ("bias", "bias", _same))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from saol_jax.backbones import is_built_in
 from saol_jax.errors import UserError
 from saol_jax.experiment import Experiment, create_configured
 from saol_jax.library_weights import Path, Pretrained, joined, listed, match, walk
@@ -40,7 +41,7 @@ def load_pretrained(model: Classifier, source: str) -> Pretrained:
   return pretrained
 
 
-def find_pretrained(model: Classifier, source: str) -> Pretrained:
+def find_pretrained(model: Classifier, source: str, name: str | None = None) -> Pretrained:
   """Reads pretrained weights, and finds those that belong into a model.
 
   Args:
@@ -48,6 +49,7 @@ def find_pretrained(model: Classifier, source: str) -> Pretrained:
     source: path of a `.safetensors` file or a PyTorch file of weights, or of a folder with one as
       the Hugging Face hub has it; `hf://org/name[/file]`; or the workdir of a run of ours or its
       export, of which the newest intact checkpoint counts, and the moving average where it has one.
+    name: see `match_run`.
 
   Raises:
     UserError: nothing intact is there, or it is of another backbone; see `match` and `match_run`.
@@ -62,10 +64,12 @@ def find_pretrained(model: Classifier, source: str) -> Pretrained:
       f"model.pretrained={source!r}: {error}. Expected the workdir or the export of a run, a file "
       "of weights, or a folder with model.safetensors or pytorch_model.bin"
     ) from error
-  return match_run(model, trained, source)
+  return match_run(model, trained, source, name)
 
 
-def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
+def match_run(
+  model: Classifier, trained: Trained, source: str, name: str | None = None
+) -> Pretrained:
   """What a trained model gives to another one: its backbone, and the parts of heads that fit.
 
   A part, such as SAOL's attention, fits where all its arrays have the same shapes. With other
@@ -76,6 +80,8 @@ def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
     model: perhaps without values (`nnx.eval_shape`).
     trained: of a run of ours, or an export of it.
     source: for messages.
+    name: the model's `model.name`, where it is known; some backbones differ in nothing else that
+      can be seen, such as efficientnet_b0 and tf_efficientnet_b0.
 
   Raises:
     UserError: the backbones differ.
@@ -88,8 +94,13 @@ def match_run(model: Classifier, trained: Trained, source: str) -> Pretrained:
     for path in shapes.keys() | theirs.keys()
     if path not in theirs or shapes.get(path) != theirs[path].shape
   }
+  options = trained.config.model
+  if name not in (None, options.name) and is_built_in(name) and is_built_in(options.name):
+    raise UserError(
+      f"model.pretrained={source!r} has another backbone, model.name={options.name!r}, and not "
+      f"{name!r}; set model.name to that of the run"
+    )
   if differing := sorted(joined(path) for path in other if path[0] == "backbone"):
-    options = trained.config.model
     raise UserError(
       f"model.pretrained={source!r} has another backbone, model.name={options.name!r}, and perhaps "
       f"its norms were folded away by --fuse; these differ: {listed(differing, 3)}. Set model.name "
@@ -132,7 +143,7 @@ class Start:
     if not config.model.pretrained:
       return None
     model = nnx.eval_shape(lambda: create_configured(config, num_classes, nnx.Rngs(0)))
-    return find_pretrained(model, config.model.pretrained)
+    return find_pretrained(model, config.model.pretrained, config.model.name)
 
   def state(self) -> TrainState:
     """The state of step 0."""

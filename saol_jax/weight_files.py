@@ -59,6 +59,11 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return load_file(path)
   except safetensors.SafetensorError as error:
     raise UserError(f"{path} is damaged ({error}); download it again") from error
+  except AttributeError as error:  # a type of number that NumPy has no name for, such as FP8
+    raise UserError(
+      f"{path} holds numbers of a type that cannot be read ({error}); convert it to float32, "
+      "float16 or bfloat16"
+    ) from error
 
 
 def _download(source: str) -> pathlib.Path:

@@ -145,3 +145,8 @@ def test_an_address_is_no_folder(address):
   """It would become a folder gs: here; the hint says how to write to a bucket."""
   with pytest.raises(flags.IllegalFlagValueError, match=rf"--workdir={address}.*gcsfuse"):
     folder(address)
+
+
+def test_a_field_of_the_recipes_own_is_said_in_absls_words():
+  error = flags.IllegalFlagValueError("flag --config.mine=abc: invalid literal")
+  assert command_line._illegal(error) == str(error)

@@ -57,11 +57,44 @@ def test_seeds_are_one_row_and_what_differs_is_its_name(study, caplog):
 def test_the_table_has_means_and_deviations_of_the_last_evaluation(study):
   lines = table(read_groups(sorted(study.iterdir()))).splitlines()
   assert [line.split() for line in lines] == [
-    ["runs", "steps", "saol_top1", "gap_top1"],
+    ["runs", "steps", "eval/saol_top1", "eval/gap_top1"],
     ["model.head=saol", "2", "20", "82.00", "±", "2.83", "71.00", "±", "1.41"],
     ["model.head=gap", "1", "20", "60.00"],
   ]
   assert len({len(line) for line in lines}) == 1
+
+
+def test_test_scores_and_scores_that_are_no_numbers_are_shown(study):
+  scores = {"step": 20, "eval/gap_top1": 0.5, "eval/gap_nll": float("nan"), "test/gap_top1": 0.4}
+  with (write(study / "d", {}, model__head="gap", seed=1) / "metrics.jsonl").open("a") as log:
+    log.write(json.dumps(scores) + "\n")
+  with (study / "c" / "metrics.jsonl").open("a") as log:
+    log.write(json.dumps(scores | {"eval/gap_nll": 2.0, "test/gap_top1": 0.6}) + "\n")
+  header, row = (
+    line.split() for line in table(read_groups([study / "c", study / "d"])).split("\n")
+  )
+  assert header[2:] == ["eval/gap_top1", "eval/gap_nll", "test/gap_top1"]
+  assert row[2:] == ["2", "20", "50.00", "±", "0.00", "nan", "±", "nan", "50.00", "±", "14.14"]
+
+
+def test_a_run_counts_once(study, caplog):
+  (study / "link").symlink_to(study / "a")
+  (runs,) = read_groups([study / "a", study / "b" / ".." / "a", study / "link"]).values()
+  assert len(runs) == 1
+  assert caplog.text.count("it is there already") == 2
+  write(study / "copy", {"saol": 0.80, "gap": 0.70})
+  (runs,) = read_groups([study / "a", study / "copy"]).values()
+  assert len(runs) == 2
+  assert f"{study / 'copy'} has the seed of another run of its row" in caplog.text
+
+
+@pytest.mark.parametrize("output", ["new", "x.pdf", "a/config.json/x.png"])
+def test_an_output_that_cannot_be_is_named(study, output):
+  code, said = run(
+    [sys.executable, "-m", "saol_jax.compare", str(study / "a"), f"--output={study / output}"]
+  )
+  assert code == 2, said
+  assert f"error: --output={study / output}" in said.splitlines()[-1]
 
 
 def test_the_picture_has_a_line_a_run_in_the_colour_of_its_group(study):

@@ -82,6 +82,9 @@ def test_another_backbone_is_refused(run):
   model = create_model("wrn_16_4", 10, rngs=nnx.Rngs(0))
   with pytest.raises(UserError, match=r"another backbone, model.name='resnet8'.* and \d+ more\."):
     find_pretrained(model, str(run.folder))
+  with pytest.raises(UserError, match=r"model.name='resnet8', and not 'resnet20'"):
+    find_pretrained(model_of(10), str(run.folder), "resnet20")
+  assert find_pretrained(model_of(10), str(run.folder), "one_of_my_own").missing == ()
 
 
 def test_another_normalisation_is_said(run, monkeypatch, caplog):

@@ -62,6 +62,10 @@ def test_files_that_cannot_be_read(tmp_path):
   (tmp_path / "a.safetensors").write_bytes(content[:-4])
   with pytest.raises(UserError, match=r"a\.safetensors is damaged .*download it again"):
     read_weights(str(tmp_path / "a.safetensors"))
+  header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+  (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"88")
+  with pytest.raises(UserError, match=r"a\.safetensors holds numbers of a type .*convert it"):
+    read_weights(str(tmp_path / "a.safetensors"))
   (tmp_path / "empty.pth").write_bytes(b"")
   with pytest.raises(UserError, match=r"empty\.pth is not a file of torch\.save"):
     read_weights(str(tmp_path / "empty.pth"))

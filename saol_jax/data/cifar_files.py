@@ -71,11 +71,13 @@ class Arrays(NamedTuple):
 
 
 def find(name: str, data_dir: str | None) -> pathlib.Path | None:
-  """The unpacked folder or the archive in `data_dir`; None where there is neither."""
+  """The unpacked folder or the archive, in `data_dir` or itself; None where there is neither."""
   if not data_dir:
     return None
   root, layout = pathlib.Path(data_dir).expanduser(), LAYOUTS[name]
-  candidates = (root / layout.folder, root / layout.archive)
+  candidates = [root / layout.folder, root / layout.archive]
+  if root.name in (layout.folder, layout.archive):
+    candidates.append(root)
   return next((path for path in candidates if path.exists()), None)
 
 

@@ -159,7 +159,7 @@ class EncodedSource:
     else:
       boxes = self.records.boxes[rows]
     self._note_boxes(indices, boxes, decoded.sizes)
-    self._check_labels(indices, labels, decoded.broken)
+    self.check_labels(indices, labels, decoded.broken)
     self._note_broken(indices, {**decoded.broken, **read.failures}, train=draws is not None)
     return decoded, labels, boxes_in_window(boxes, decoded.windows, self.geometry.size)
 
@@ -167,7 +167,7 @@ class EncodedSource:
     batch = {"image": images, "label": labels}
     return batch | {"box": boxes} if self.records.has_boxes else batch
 
-  def _check_labels(self, indices: np.ndarray, labels: np.ndarray, broken: Container[int]) -> None:
+  def check_labels(self, indices: np.ndarray, labels: np.ndarray, broken: Container[int]) -> None:
     """Raises UserError at a label that is no class: -1 is what a test split without labels has."""
     for place in np.flatnonzero((labels < 0) | (labels >= len(self.info.class_names))).tolist():
       if place not in broken:

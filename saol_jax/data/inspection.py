@@ -70,6 +70,9 @@ def inspect_split(source: Source, advance: Callable[[int], None]) -> dict[str, A
     source: of them; those that are decoded as they are read may be broken.
     advance: called with a number of images each time that so many have been read.
 
+  Raises:
+    UserError: a label is no class.
+
   Returns:
     For JSON:
 
@@ -120,10 +123,11 @@ def _encoded(source: EncodedSource, tally: _Tally) -> Iterator[int]:
     broken = {**decoded.broken, **read.failures}
     whole = [place for place in range(len(indices)) if place not in broken]
     looks = [_kind_and_mode(parse_row(records.parse, read.records[i])["image"]) for i in whole]
-    return indices, decoded, broken, whole, looks
-
-  for indices, decoded, broken, whole, looks in prefetch(look, range(0, len(rows), _BATCH)):
     labels = decoded.labels if records.labels is None else records.labels[indices]
+    source.check_labels(start + np.arange(len(indices)), labels, broken)
+    return indices, labels, decoded, broken, whole, looks
+
+  for indices, labels, decoded, broken, whole, looks in prefetch(look, range(0, len(rows), _BATCH)):
     boxes = decoded.boxes * np.tile(decoded.sizes, 2)
     boxes = boxes if records.boxes is None else records.boxes[indices]
     tally.add(labels[whole], decoded.sizes[whole], decoded.images[whole])

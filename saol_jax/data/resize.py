@@ -29,7 +29,7 @@ from saol_jax.data.prepared import open_prepared
 from saol_jax.data.records import Records, parse_row
 from saol_jax.durable import write_text
 from saol_jax.errors import UserError
-from saol_jax.image_files import orientation, read_image
+from saol_jax.image_files import orientation, printable, read_image
 from saol_jax.progress import Progress
 
 logger = logging.getLogger("saol_jax.data.resize")  # also where this is the main module
@@ -75,6 +75,13 @@ def resize(
   folder = pathlib.Path(output).expanduser() / copy / _VERSION
   reading = reading or Reading()
   records = {"train": open_records(name, "train", data_dir, reading)}
+  for class_name in records["train"].class_names:
+    try:
+      class_name.encode()
+    except UnicodeEncodeError as error:
+      raise UserError(
+        f"the class {printable(class_name)} has a name that is no UTF-8; rename its folder"
+      ) from error
   try:
     records["test"] = open_records(name, "test", data_dir, reading)
   except NoTestSplit:
@@ -174,7 +181,7 @@ def _examples(
     if size is None:
       logger.warning("Broken image, copied as it is: %s", records.name(index))
     label = row.get("label") if records.labels is None else records.labels[index]
-    example = {"image": encoded, "label": int(label), "file_name": records.key(index).encode()}
+    example = {"image": encoded, "label": int(label), "file_name": os.fsencode(records.key(index))}
     if records.has_boxes:
       box = np.full(4, np.nan) if size is None else row.get("box")
       if records.boxes is not None and size is not None:

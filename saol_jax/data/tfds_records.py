@@ -76,9 +76,10 @@ class TfdsRecords:
     self.class_names = tuple(_feature(features, label_field).names)
     if box_field == "auto":
       box_field = next((field for field in _BOX_FIELDS if _feature(features, field)), "")
-    elif box_field and _feature(features, box_field) is None:
+    elif box_field and not _holds_boxes(_feature(features, box_field)):
       raise UserError(
-        f"data.box_field={box_field!r} is no feature of {name}: {', '.join(features)}"
+        f"data.box_field={box_field!r} is no feature of {name} that holds boxes, four floats each; "
+        f"it has {', '.join(features)}"
       )
     self.has_boxes = bool(box_field)
     if box_field:
@@ -157,6 +158,13 @@ def _feature(features, field: str):
       return None
     features = features[part]
   return features
+
+
+def _holds_boxes(feature) -> bool:
+  """Whether a feature is four floats, or a sequence of them."""
+  inner = getattr(feature, "feature", feature)  # of a sequence, what it repeats
+  shape, dtype = getattr(inner, "shape", None), getattr(inner, "np_dtype", None)
+  return isinstance(shape, tuple) and shape[-1:] == (4,) and dtype == np.float32
 
 
 def _largest_box(tf, values):

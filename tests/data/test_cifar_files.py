@@ -66,10 +66,12 @@ def test_cifar_is_read_from_what_its_authors_publish(published):
   own = pickle.loads((folder / "cifar-10-batches-py/test_batch").read_bytes(), encoding="bytes")
   assert own[b"data"].shape == (20, 3072)
   check_cifar(folder, images)
+  check_cifar(folder / "cifar-10-batches-py", images)
   with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
     archive.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
   shutil.rmtree(folder / "cifar-10-batches-py")
   check_cifar(folder, images)
+  check_cifar(folder / "cifar-10-python.tar.gz", images)
 
 
 def test_published_files_are_written_as_they_are_read(published, tmp_path):

@@ -11,6 +11,7 @@ from saol_jax import inspect_data
 from saol_jax.data import ArraySource, DatasetInfo, Geometry
 from saol_jax.data.inspection import inspect_split
 from saol_jax.data.loader import Loader
+from saol_jax.errors import UserError
 from saol_jax.inspect_data import describe
 from saol_jax.training_picture import draw_training_images
 from tests.data.bad_files import BROKEN, GOOD, ODD, SIZE, load
@@ -103,6 +104,15 @@ def test_the_picture_shows_what_the_first_step_gets(inspected, folder):
     pixels = np.asarray(picture)
   for shade in (40, 245):  # of the masks
     assert (pixels == shade).all(-1).sum() > 1000
+
+
+def test_a_label_that_is_no_class_is_named(folder, monkeypatch):
+  source = load(folder)
+  monkeypatch.setattr(source.records, "labels", np.full(len(source.records), -1, np.int32))
+  with pytest.raises(
+    UserError, match=r"has the label -1, expected 0 to .*--config.data.test_split"
+  ):
+    inspect_split(source, lambda count: None)
 
 
 def test_data_sets_in_memory_are_inspected_too():

@@ -135,6 +135,10 @@ def test_features_and_splits_are_found_by_the_names_that_are_given(root):
       {"image_field": "photo", "box_field": "bbox"},
       r"data\.box_field='bbox' is no feature of pets",
     ),
+    (
+      {"image_field": "photo", "label_field": "species", "box_field": "label"},
+      r"data\.box_field='label' is no feature of pets that holds boxes",
+    ),
     ({"image_field": "photo", "train_split": "all"}, "has no split 'all', only train, validation"),
   ],
 )
@@ -172,6 +176,18 @@ def test_a_copy_of_a_folder_keeps_labels_boxes_and_names(tmp_path):
   assert stored[2] == b""
   large = load(tmp_path / "out", name, "test")[np.array([0])]
   assert large["box"][0].tolist() == [5, 10, 24, 22]  # beyond the border: cut off
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+  photo = encode(boxed(HEIGHT, WIDTH, LARGE), "JPEG")
+  folder = write(tmp_path / "folder", {"train/a/1.jpg": photo, "train/b/2.jpg": photo})
+  odd = os.fsdecode(b"train/a/caf\xe9.jpg")
+  (folder / "train/a/1.jpg").rename(folder / odd)
+  name = resize("folder", str(folder), str(tmp_path / "out"), short_side=30)
+  assert "caf" in load(tmp_path / "out", name).name(0)
+  (folder / "train/a").rename(folder / os.fsdecode(b"train/caf\xe9"))
+  with pytest.raises(UserError, match=r"the class caf\\udce9 has a name that is no UTF-8; rename"):
+    resize("folder", str(folder), str(tmp_path / "other"), short_side=30)
 
 
 def _move(folder):
