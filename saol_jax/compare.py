@@ -76,7 +76,9 @@ def read_groups(workdirs: Sequence[str | os.PathLike]) -> dict[str, list[Run]]:
     if runs is None:
       found.append((fields, runs := []))
     if any(config.seed == run.seed for run in runs):
-      logger.warning("%s has the seed of another run of its row", printable(workdir))
+      logger.warning(
+        "%s has the seed of another run of its row, and counts beside it", printable(workdir)
+      )
     runs.append(Run(workdir, config.seed, evaluations))
   if not found:
     raise UserError("there is nothing to compare; expected workdirs of runs, such as runs/*")
@@ -151,7 +153,8 @@ def _mean(values: Sequence[float], key: str) -> str:
   if not values:
     return ""
   scale, digits = (100, 2) if key.endswith("_top1") else (1, 3)
-  numbers = [np.mean(values), *([np.std(values, ddof=1)] if len(values) > 1 else [])]
+  with np.errstate(invalid="ignore"):  # a likelihood may be infinite
+    numbers = [np.mean(values), *([np.std(values, ddof=1)] if len(values) > 1 else [])]
   return " ± ".join(f"{scale * number:.{digits}f}" for number in numbers)
 
 
@@ -175,7 +178,10 @@ def main() -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         draw(output, groups)
       except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+        raise UserError(
+          f"--output={output} cannot be written ({error.strerror}: {error.filename}); name a file "
+          "in a folder that you may write to"
+        ) from error
       say(f"written to {output}")
 
   command_line.run(compare)

@@ -31,7 +31,7 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of initialisation, order, augmentation, CutMix and dropout
   config.dtype = "auto"  # of the computation: float32, bfloat16; auto: bfloat16 but on a CPU
-  config.deterministic = False  # on GPUs too, resume bit for bit; slower there, see README
+  config.deterministic = False  # on GPUs too, resume bit for bit; perhaps slower there
   config.batch_size = 128  # images a step, over all devices
   config.eval_batch_size = 500  # images an evaluation step, over all devices
   config.num_epochs = 200.0  # length of the run; num_train_steps overrides it

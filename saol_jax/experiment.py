@@ -1,6 +1,7 @@
 """A config made real: data, model, optimizer and compiled functions, checked against each other."""
 
 import functools
+import itertools
 import logging
 import math
 import pathlib
@@ -184,15 +185,19 @@ class Experiment:
 
   def _check_like_train(self, source: Source, split: str) -> None:
     """Raises UserError where a split has other classes than train, or images of another size."""
-    for what, found, expected in (
-      ("classes", source.info.class_names, self.info.class_names),
-      ("images of", source.image_shape, self.train.image_shape),
-    ):
-      if found != expected:
-        raise UserError(
-          f"data.name={self.config.data.name!r}: its {split} split has {what} {found}, train has "
-          f"{expected}; expected the same, in the same order"
-        )
+    where = f"data.name={self.config.data.name!r}: its {split} split has"
+    if source.info.class_names != self.info.class_names:
+      pairs = itertools.zip_longest(source.info.class_names, self.info.class_names)
+      label, (found, expected) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+      raise UserError(
+        f"{where} other classes than train: of label {label} {found!r}, and not {expected!r}; "
+        "expected the same names in the same order"
+      )
+    if source.image_shape != self.train.image_shape:
+      raise UserError(
+        f"{where} images of {source.image_shape}, train has {self.train.image_shape}; expected one "
+        "size"
+      )
 
   def _check_network(self) -> None:
     """Raises UserError where the last stage is too small, or evaluation would not repeat."""

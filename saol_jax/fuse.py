@@ -35,9 +35,9 @@ def fuse_norms(model: nnx.Module, image_size: tuple[int, int]) -> nnx.Module:
 
     norm(w * x + b) = (m w) * x + m (b - mean) + bias,   m = scale / sqrt(var + epsilon)
 
-  A norm is folded where it is our own, both are called once and the convolution's result goes
-  nowhere else, which is read off the traced program; others, such as those of pre-activation blocks
-  after a sum, and nnx.BatchNorm, stay. For inference only.
+  A norm is folded where it is our own, it and the convolution are called once each, and the
+  convolution's result goes nowhere else, which is read off the traced program; others, such as
+  those of pre-activation blocks after a sum, and nnx.BatchNorm, stay. For inference only.
 
   Args:
     model: called as `model(images, train=False)`; changed in place.
@@ -83,7 +83,8 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
   readers.update(v for v in program.outvars if isinstance(v, core.Var))
   variable = dict(zip(program.invars, (path for path, _ in flat), strict=False))  # it stands for
   maker: dict[core.Var, Path] = {}  # the convolution whose result it is
-  calls: collections.Counter[Path] = collections.Counter()  # of convolutions and norms
+  inputs = zip(program.invars, (path for path, _ in flat), strict=False)
+  once = {path[:-1] for v, path in inputs if path[-1] in ("kernel", "mean") and readers[v] == 1}
   pairs = []
   for equation in program.eqns:
     kind, result = equation.primitive.name, equation.outvars[0]
@@ -91,7 +92,6 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
     names = [variable.get(v, ("",))[-1] for v in read]
     if kind == "conv_general_dilated" and names[1] == "kernel":
       maker[result] = variable[read[1]][:-1]
-      calls[maker[result]] += 1
     elif kind in _VIEWS and read[0] in variable:
       variable[result] = variable[read[0]]
     elif read and read[0] in maker and readers[read[0]] == 1:
@@ -99,12 +99,10 @@ def _pairs(model: nnx.Module, image_size: tuple[int, int]) -> list[tuple[Path, P
         maker[result] = maker[read[0]]
       elif kind == "sub" and names[1] == "mean":
         pairs.append((maker[read[0]], variable[read[1]][:-1]))
-    if kind == "sub" and names[1] == "mean":
-      calls[variable[read[1]][:-1]] += 1
   return [
     (conv, norm)
     for conv, norm in pairs
-    if calls[conv] == calls[norm] == 1 and isinstance(_at(model, norm), GhostBatchNorm)
+    if {conv, norm} <= once and isinstance(_at(model, norm), GhostBatchNorm)
   ]
 
 

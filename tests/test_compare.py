@@ -77,6 +77,14 @@ def test_test_scores_and_scores_that_are_no_numbers_are_shown(study):
   assert row[2:] == ["2", "20", "50.00", "±", "0.00", "nan", "±", "nan", "50.00", "±", "14.14"]
 
 
+def test_an_infinite_likelihood_is_no_warning(study, recwarn):
+  for name in "ab":
+    with (study / name / "metrics.jsonl").open("a") as log:
+      log.write(json.dumps({"step": 20, "eval/saol_nll": float("inf")}) + "\n")
+  assert table(read_groups([study / "a", study / "b"])).split()[-3:] == ["inf", "±", "nan"]
+  assert not recwarn.list
+
+
 def test_a_run_counts_once(study, caplog):
   (study / "link").symlink_to(study / "a")
   (runs,) = read_groups([study / "a", study / "b" / ".." / "a", study / "link"]).values()
@@ -88,13 +96,21 @@ def test_a_run_counts_once(study, caplog):
   assert f"{study / 'copy'} has the seed of another run of its row" in caplog.text
 
 
-@pytest.mark.parametrize("output", ["new", "x.pdf", "a/config.json/x.png"])
-def test_an_output_that_cannot_be_is_named(study, output):
+@pytest.mark.parametrize(
+  ("output", "reason"),
+  [
+    ("new", "expected the name of a file that ends in .png"),
+    ("x.pdf", "expected the name of a file that ends in .png"),
+    ("a/config.json/x.png", "a/config.json); name a file in a folder that you may write to"),
+  ],
+)
+def test_an_output_that_cannot_be_is_named(study, output, reason):
   code, said = run(
     [sys.executable, "-m", "saol_jax.compare", str(study / "a"), f"--output={study / output}"]
   )
   assert code == 2, said
   assert f"error: --output={study / output}" in said.splitlines()[-1]
+  assert said.splitlines()[-1].endswith(reason)
 
 
 def test_the_picture_has_a_line_a_run_in_the_colour_of_its_group(study):

@@ -71,20 +71,23 @@ class Flaxs(nnx.Module):
 
 
 class Shared(nnx.Module):
-  """A norm after two convolutions, two norms after one, and one that is also called without."""
+  """A norm after two convolutions, two norms after one, and convolutions that others read too."""
 
   stage_channels, stage_strides = (4, 4), (1, 1)
 
   def __init__(self, rngs):
     make = lambda channels: nnx.Conv(channels, 4, (3, 3), rngs=rngs)  # noqa: E731
     self.first, self.second, self.third, self.fourth = make(3), make(4), make(4), make(4)
-    self.norms = nnx.List([GhostBatchNorm(4) for _ in range(4)])
+    self.fifth = make(4)
+    self.norms = nnx.List([GhostBatchNorm(4) for _ in range(5)])
 
   def __call__(self, images, *, train):
-    one, two, three, four = self.norms
+    one, two, three, four, five = self.norms
     x = one(self.first(images), train=train)
     x = one(self.second(x), train=train)
     x = two(self.third(x), train=train) + three(self.third(nnx.relu(x)), train=train)
+    again = jax.checkpoint(lambda kernel, x: x * kernel[...].sum())(self.fifth.kernel[...], x)
+    x = again + five(self.fifth(x), train=train)
     return x, self.fourth(nnx.relu(x)) + four(self.fourth(x), train=train)
 
 
@@ -111,7 +114,7 @@ def forward(model, images):
     (ReadTwice, 1 + 2, 1 + 1),
     (Biased, 2 + 2, 1 + 1),
     (Flaxs, 0 + 2, 0 + 1),
-    (Shared, 4 + 2, 4 + 1),
+    (Shared, 5 + 2, 5 + 1),
   ],
 )
 def test_folded_model_is_the_same_function(backbone, before, after):

@@ -70,9 +70,6 @@ def inspect_split(source: Source, advance: Callable[[int], None]) -> dict[str, A
     source: of them; those that are decoded as they are read may be broken.
     advance: called with a number of images each time that so many have been read.
 
-  Raises:
-    UserError: a label is no class.
-
   Returns:
     For JSON:
 
@@ -86,6 +83,9 @@ def inspect_split(source: Source, advance: Callable[[int], None]) -> dict[str, A
       boxes_beyond_the_border  names
       mean, std                of the channels, as shares of 255, over the decodable images, each
                                resized whole to the size that the network gets: all count the same
+
+  Raises:
+    UserError: a label is no class.
   """
   tally = _Tally(source.info.class_names)
   if isinstance(source, EncodedSource):

@@ -36,7 +36,7 @@ class DatasetInfo:
   def __post_init__(self):
     object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
     for name, least in (("mean", "0"), ("std", "above 0")):
-      values = tuple(map(float, getattr(self, name)))
+      values = tuple(np.ravel(np.asarray(getattr(self, name), float)).tolist())
       if len(values) != 3 or not all(0 <= x <= 1 and (x or name == "mean") for x in values):
         raise UserError(
           f"{name}={values} of the channels; expected three numbers, {least} to 1: shares of 255"

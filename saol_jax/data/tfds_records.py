@@ -75,7 +75,7 @@ class TfdsRecords:
         )
     self.class_names = tuple(_feature(features, label_field).names)
     if box_field == "auto":
-      box_field = next((field for field in _BOX_FIELDS if _feature(features, field)), "")
+      box_field = next((f for f in _BOX_FIELDS if _holds_boxes(_feature(features, f))), "")
     elif box_field and not _holds_boxes(_feature(features, box_field)):
       raise UserError(
         f"data.box_field={box_field!r} is no feature of {name} that holds boxes, four floats each; "
@@ -164,7 +164,7 @@ def _holds_boxes(feature) -> bool:
   """Whether a feature is four floats, or a sequence of them."""
   inner = getattr(feature, "feature", feature)  # of a sequence, what it repeats
   shape, dtype = getattr(inner, "shape", None), getattr(inner, "np_dtype", None)
-  return isinstance(shape, tuple) and shape[-1:] == (4,) and dtype == np.float32
+  return isinstance(shape, tuple) and shape[-1:] == (4,) and np.issubdtype(dtype, np.floating)
 
 
 def _largest_box(tf, values):

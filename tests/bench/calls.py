@@ -15,10 +15,9 @@ BATCH, PIXELS, CLASSES, WIDTH = 4, 16, 5, 8
 QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 
 
-def call(script: str, *arguments: str) -> tuple[int, str]:
-  return run(
-    [sys.executable, "-W", "error:::saol_jax", str(ROOT / "benchmarks" / script), *arguments]
-  )
+def call(script: str, *arguments: str, timeout: float = 240) -> tuple[int, str]:
+  path = str(ROOT / "benchmarks" / script)
+  return run([sys.executable, "-W", "error:::saol_jax", path, *arguments], timeout=timeout)
 
 
 def parameters(**options) -> int:

@@ -10,7 +10,7 @@ from tests.support import table_rows
 
 def test_demo_scores_both_runs_and_keeps_the_picture(tmp_path):
   output = tmp_path / "found.json"
-  code, log = call("demo.py", "--steps=2", "--maps=cam", f"--output={output}")
+  code, log = call("demo.py", "--steps=2", "--maps=cam", f"--output={output}", timeout=600)
   assert code == 0, log
   result = json.loads(output.read_text())
   check_description(result["run"])

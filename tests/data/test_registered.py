@@ -73,15 +73,23 @@ def register_scenes(monkeypatch, name, side=16, **test_info):
 @pytest.mark.parametrize(
   ("name", "changes", "message"),
   [
-    ("order", {"class_names": ("bright", "dark")}, r"has classes \('bright', 'dark'\), train has"),
-    ("more", {"class_names": ("dark", "bright", "grey")}, "has classes .*'grey'"),
-    ("larger", {"side": 20}, r"has images of \(20, 20, 3\), train has \(16, 16, 3\)"),
+    (
+      "order",
+      {"class_names": ("bright", "dark")},
+      "other classes .*: of label 0 'bright', and not 'dark'",
+    ),
+    (
+      "more",
+      {"class_names": ("dark", "bright", "grey")},
+      "other classes .*: of label 2 'grey', and not None",
+    ),
+    ("larger", {"side": 20}, r"images of \(20, 20, 3\), train has \(16, 16, 3\)"),
   ],
 )
 def test_a_test_split_unlike_train_is_refused(monkeypatch, name, changes, message):
   register_scenes(monkeypatch, name, **changes)
   experiment = Experiment(resolve(tiny_config("gap", data__name=name)))
-  with pytest.raises(UserError, match=f"data.name='{name}': its test split {message}"):
+  with pytest.raises(UserError, match=f"data.name='{name}': its test split has {message}"):
     experiment.source("test")
 
 

@@ -182,7 +182,10 @@ def test_names_that_are_no_utf_8(tmp_path):
   photo = encode(boxed(HEIGHT, WIDTH, LARGE), "JPEG")
   folder = write(tmp_path / "folder", {"train/a/1.jpg": photo, "train/b/2.jpg": photo})
   odd = os.fsdecode(b"train/a/caf\xe9.jpg")
-  (folder / "train/a/1.jpg").rename(folder / odd)
+  try:
+    (folder / "train/a/1.jpg").rename(folder / odd)
+  except OSError:
+    pytest.skip("this file system takes UTF-8 alone")
   name = resize("folder", str(folder), str(tmp_path / "out"), short_side=30)
   assert "caf" in load(tmp_path / "out", name).name(0)
   (folder / "train/a").rename(folder / os.fsdecode(b"train/caf\xe9"))
