@@ -27,8 +27,6 @@ _COLUMNS = (
   "times",
 )
 
-_FILES = ("confusion.csv", "confusion.png", "classes.csv", "classes.png", "calibration.png")
-
 Sums = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -43,7 +41,8 @@ def write_class_report(
   """Writes the tables and pictures; what cannot be written is a warning, and no more.
 
   Args:
-    folder: made where it is missing; what an earlier report left there is replaced.
+    folder: made where it is missing. What an earlier report left there is replaced, but for its
+      pictures where none are drawn: mostly they are of the same state.
     sums: by head, the main one first, see `metrics.classification_sums`; the main head's
       `confusion` (K, K) may be absent, and then its tables and pictures are.
     class_names: K names, by label.
@@ -56,8 +55,6 @@ def write_class_report(
   head, main = next(iter(sums.items()))
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-      (folder / name).unlink(missing_ok=True)
     if "confusion" in main:
       confusion = np.asarray(main["confusion"]).round().astype(np.int64)
       write_confusion(folder / "confusion.csv", confusion, class_names)

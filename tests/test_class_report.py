@@ -60,14 +60,6 @@ def test_tables_by_hand(tmp_path):
   ]
 
 
-def test_an_earlier_report_is_replaced_whole(tmp_path):
-  sums = {"gap": sums_of(COUNTS)}
-  assert class_report.write_class_report(tmp_path, sums, NAMES, "first")
-  assert len(list(tmp_path.iterdir())) == 5
-  assert class_report.write_class_report(tmp_path, sums, NAMES, "second", pictures=False)
-  assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "confusion.csv"}
-
-
 @pytest.mark.parametrize("count", [4, 450])
 def test_pictures_stay_legible(count, tmp_path, recwarn):
   """Four classes with odd names and 450 without a mistake; the page's size never changes."""
