@@ -12,7 +12,7 @@ from flax import nnx
 
 from saol_jax.backbones import is_built_in
 from saol_jax.errors import UserError
-from saol_jax.experiment import Experiment, create_configured
+from saol_jax.experiment import Experiment
 from saol_jax.library_weights import Path, Pretrained, joined, listed, match, walk
 from saol_jax.model import Classifier, Variables
 from saol_jax.train_step import TrainState
@@ -139,11 +139,10 @@ class Start:
     Raises:
       UserError: they cannot be read, or are not of this model.
     """
-    config, num_classes = self._experiment.config, len(self._experiment.info.class_names)
-    if not config.model.pretrained:
+    options = self._experiment.config.model
+    if not options.pretrained:
       return None
-    model = nnx.eval_shape(lambda: create_configured(config, num_classes, nnx.Rngs(0)))
-    return find_pretrained(model, config.model.pretrained, config.model.name)
+    return find_pretrained(self._experiment.model.abstract, options.pretrained, options.name)
 
   def state(self) -> TrainState:
     """The state of step 0."""
