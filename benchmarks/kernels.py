@@ -18,7 +18,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +75,7 @@ def main() -> None:
     turn = training_turn(compiled, {name: experiment.init()}, name, batch)
     turn(_WARM_UP_STEPS)
     with tempfile.TemporaryDirectory() as folder:
-      kernels = trace(lambda: turn(options.steps), folder)  # noqa: B023
+      kernels = trace(turn, options.steps, folder)
       if options.keep:
         _keep(options.keep, name, pathlib.Path(folder), compiled.as_text())
     if not kernels:
@@ -85,17 +85,16 @@ def main() -> None:
     found = summary(kernels, options.steps, instructions(compiled.as_text()))
     result["variants"][name] = found
     print(f"\n{VARIANTS[name][0]}: {1e3 * found['seconds']:.2f} ms a step\n\n{table(found)}")
-    del turn
   record.write(output, result)
 
 
-def trace(run: Any, folder: str) -> list[Kernel]:
-  """What GPUs did during `run()`; the profiler's files go to a folder."""
+def trace(turn: Callable[[int], None], steps: int, folder: str) -> list[Kernel]:
+  """What GPUs did during some steps; the profiler's files go to a folder."""
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   options.host_tracer_level = 1
   with jax.profiler.trace(folder, profiler_options=options):
-    run()
+    turn(steps)
   (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
   kernels = []
   for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -119,9 +118,7 @@ def instructions(program: str) -> dict[str, str]:
   return dict(re.findall(pattern, program, flags=re.MULTILINE))
 
 
-def summary(
-  kernels: Sequence[Kernel], steps: int, operations: Mapping[str, str]
-) -> dict[str, Any]:
+def summary(kernels: Sequence[Kernel], steps: int, operations: Mapping[str, str]) -> dict[str, Any]:
   """Times of a step, in seconds.
 
   Args:

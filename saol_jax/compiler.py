@@ -45,6 +45,11 @@ def loops_are_slow(mesh: Mesh) -> bool:
   return mesh.devices.flat[0].platform == "cpu"
 
 
+def few_channels_are_slow(mesh: Mesh) -> bool:
+  """Whether a convolution should not read images pixel by pixel, see `backbones.stem`."""
+  return _on_gpu(mesh)
+
+
 def kernel_gradients_in_order(gradients: Any, labels: Any, mesh: Mesh) -> Any:
   """The gradients; those of convolutions in the parameters' order of dimensions first, on GPUs.
 

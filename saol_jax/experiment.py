@@ -15,6 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from saol_jax.backbones import is_built_in
+from saol_jax.backbones.stem import read_in_blocks
+from saol_jax.compiler import few_channels_are_slow
 from saol_jax.data import BadImages, Geometry, NoTestSplit, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
@@ -181,7 +183,8 @@ class Experiment:
     self.eval_step = self.eval_step.lower(state.variables, eval_batch).compile()
 
   def _create(self, rngs: nnx.Rngs) -> nnx.Module:
-    return create_configured(self.config, len(self.info.class_names), rngs)
+    model = create_configured(self.config, len(self.info.class_names), rngs)
+    return read_in_blocks(model) if few_channels_are_slow(self.mesh) else model
 
   def _check_like_train(self, source: Source, split: str) -> None:
     """Raises UserError where a split has other classes than train, or images of another size."""

@@ -8,6 +8,7 @@ from flax import nnx
 
 from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.registry import register
+from saol_jax.backbones.stem import Stem
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -114,7 +115,7 @@ class DenseNet(nnx.Module):
     options = {"rngs": rngs, "dtype": dtype}
     channels = 2 * growth
     if imagenet_stem:
-      self.stem = layers.conv(3, channels, 7, 2, **options)
+      self.stem = Stem(channels, **options)
       self.norm = GhostBatchNorm(channels, group=norm_group, dtype=dtype)
     else:
       self.stem = layers.conv(3, channels, 3, **options)

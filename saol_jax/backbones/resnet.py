@@ -10,6 +10,7 @@ from flax import nnx
 from saol_jax.backbones import layers, pooling
 from saol_jax.backbones.deformable import DeformableConv
 from saol_jax.backbones.registry import register
+from saol_jax.backbones.stem import Stem
 from saol_jax.norm import GhostBatchNorm
 
 
@@ -163,7 +164,7 @@ class ResNet(nnx.Module):
       dtype: of the computation and of the stage maps.
       norm_group: examples a group of the normalisation.
     """
-    self.stem = layers.conv(3, width, 7, 2, rngs=rngs, dtype=dtype)
+    self.stem = Stem(width, rngs=rngs, dtype=dtype)
     self.norm = GhostBatchNorm(width, group=norm_group, dtype=dtype)
     self.stages = nnx.List()
     in_channels = width
