@@ -9,7 +9,8 @@ is a `main.py` of its own with a workdir of its own. They are trained back to ba
 one seed before the next seed. After --time_limit seconds, or when asked to stop, the run that is
 going on saves its state; the same command goes on from there, and on another machine too if the
 workdir is taken along. A finished run is recorded once, with its scores after the last epoch and at
-the best of its evaluations; from then on its workdir is needed no more.
+the best of its evaluations; from then on its workdir is needed no more. Of a stopped one the
+evaluations so far are recorded.
 
 "Best" is chosen on the test split, as the literature does: it flatters every run a little.
 """
@@ -84,13 +85,14 @@ def main() -> None:
       settings(options),
       cifar_results.collect(run.variant, run.seed, options.workdirs / str(run)),
     ),
+    interrupt=lambda run: keep_curve(run, output, options),
     deadline=begin + options.time_limit,
     jobs=options.jobs,
     stop=stop,
   )
   left = [str(run) for run in todo if run not in trained + failed]
   results = cifar_results.load(output, settings(options))
-  if results["runs"]:
+  if results["runs"] or results["stopped"]:
     print(f"\n{cifar_report.table(results)}\n")
   if failed:
     logs = ", ".join(str(options.workdirs / str(run) / "log.txt") for run in failed)
@@ -148,6 +150,7 @@ def train_all(
   *,
   start: Callable[[Run], subprocess.Popen],
   finish: Callable[[Run], None],
+  interrupt: Callable[[Run], None],
   deadline: float,
   jobs: int,
   stop: StopFlag,
@@ -158,6 +161,7 @@ def train_all(
     todo: the runs.
     start: starts one.
     finish: called after its end.
+    interrupt: called after it was stopped.
     deadline: by time.monotonic(); then runs that are going on get SIGTERM, and are waited for.
     jobs: how many at once.
     stop: ends everything in the same way.
@@ -188,12 +192,21 @@ def train_all(
       if code == 0:
         finish(run)
         trained.append(run)
-      elif code != Stopped.code:
+      elif code == Stopped.code:
+        interrupt(run)
+      else:
         failed.append(run)
       outcome = {0: "finished", Stopped.code: "stopped, its state is saved"}
       print(f"{run}: {outcome.get(code, f'failed with exit code {code}')}", flush=True)
     time.sleep(_POLL_SECONDS)
   return trained, failed
+
+
+def keep_curve(run: Run, output: pathlib.Path, options: argparse.Namespace) -> None:
+  """Records how far a stopped run came."""
+  found = cifar_results.collect_stopped(run.variant, run.seed, options.workdirs / str(run))
+  if found:
+    cifar_results.append_stopped(output, settings(options), found)
 
 
 def start(run: Run, options: argparse.Namespace, described: dict[str, Any]) -> subprocess.Popen:

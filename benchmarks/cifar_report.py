@@ -6,6 +6,7 @@ prints the table, writes the plot beside the file, and with --readme puts both i
 between the lines `<!-- NAME.json -->` and `<!-- end of NAME.json -->`, which must be there.
 """
 
+import collections
 import json
 import pathlib
 import statistics
@@ -34,6 +35,11 @@ ROWS = (
   ("(f), half of L_SS2: SAOL", "saol_half_ss2", "saol"),
   ("(g), half of L_SS2: its GAP-FC", "saol_half_ss2", "gap"),
 )
+
+_STYLES = {"saol": "-", "gap_cutmix": "--"}  # of lines
+_TITLE = {"loc": "left", "color": INK, "fontsize": 11, "fontweight": "bold", "pad": 24}
+_LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.99), "borderaxespad": 0.2}
+_LEGEND |= {"frameon": False, "fontsize": 9, "labelcolor": INK}
 
 
 def main() -> None:
@@ -74,9 +80,9 @@ def replaced(text: str, name: str, block: str) -> str:
   return before + begin + block + "\n" + end + after
 
 
-def rows_of(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+def rows_of(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
   """Those of ROWS that have runs."""
-  trained = {run["variant"] for run in results["runs"]}
+  trained = {run["variant"] for run in runs}
   return [row for row in ROWS if row[1] in trained]
 
 
@@ -87,9 +93,19 @@ def of_row(results: dict[str, Any], variant: str, head: str) -> list[dict[str, A
 
 
 def table(results: dict[str, Any]) -> str:
-  """A Markdown table of the rows that have runs: mean and standard deviation over seeds."""
+  """Markdown: the finished runs; and where some were stopped, all at the step they reached."""
+  parts = []
+  if results["runs"]:
+    parts.append(_finished(results))
+  if results.get("stopped"):
+    parts.append(_stopped(results))
+  return "\n\n".join(parts)
+
+
+def _finished(results: dict[str, Any]) -> str:
+  """A table of the rows that have finished runs: mean and standard deviation over seeds."""
   rows = []
-  for name, variant, head in rows_of(results):
+  for name, variant, head in rows_of(results["runs"]):
     found = of_row(results, variant, head)
     runs = [run for run in results["runs"] if run["variant"] == variant]
     rows.append(
@@ -108,6 +124,43 @@ def table(results: dict[str, Any]) -> str:
   return record.markdown(header, rows, text_columns=1)
 
 
+def _stopped(results: dict[str, Any]) -> str:
+  """A table of the rows that have runs, finished or stopped, at one step and of the same seeds."""
+  runs = [*results["runs"], *results["stopped"]]
+  step, seeds = reached(runs)
+  if step is None:
+    return "Runs were stopped; no seed has been evaluated at the same step in all of them."
+  rows = []
+  for name, variant, head in rows_of(runs):
+    curves = [run["heads"][head]["curve"] for run in runs if _is(run, variant, seeds)]
+    at = [curve["step"].index(step) for curve in curves]
+    top1, nll = (
+      [curve[score][i] for curve, i in zip(curves, at, strict=True)] for score in ("top1", "nll")
+    )
+    percent = [100 * value for value in top1]
+    rows.append((name, str(len(curves)), spread(percent, 2), spread(nll, 3)))
+  header = ("run", "seeds", f"top-1 %, step {step:,}", "NLL")
+  return record.markdown(header, rows, text_columns=1)
+
+
+def reached(runs: Sequence[dict[str, Any]]) -> tuple[int | None, set[int]]:
+  """The last step at which a seed is evaluated in every variant, and these seeds."""
+  seeds_at = collections.defaultdict(lambda: collections.defaultdict(set))
+  for run in runs:
+    for step in next(iter(run["heads"].values()))["curve"]["step"]:
+      seeds_at[step][run["variant"]].add(run["seed"])
+  variants = {run["variant"] for run in runs}
+  for step in sorted(seeds_at, reverse=True):
+    seeds = set.intersection(*(seeds_at[step][variant] for variant in variants))
+    if seeds:
+      return step, seeds
+  return None, set()
+
+
+def _is(run: dict[str, Any], variant: str, seeds: set[int]) -> bool:
+  return run["variant"] == variant and run["seed"] in seeds
+
+
 def spread(values: Sequence[float], digits: int) -> str:
   """Mean and, of several, standard deviation."""
   mean = f"{statistics.mean(values):.{digits}f}"
@@ -115,10 +168,36 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes a PNG: of finished runs; of all evaluations so far where some were stopped."""
+  (draw_curves if results.get("stopped") else draw_finished)(results, path)
+
+
+def draw_curves(results: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes a PNG: top-1 by step, a line a seed."""
+  figure, canvas = plot_figure(10, 4.5)
+  axes = figure.add_subplot()
+  runs = [*results["runs"], *results["stopped"]]
+  handles = []
+  for name, variant, head in rows_of(runs):
+    line = {"color": HEADS[head][1], "linestyle": _STYLES.get(variant, ":"), "linewidth": 1.5}
+    for run in runs:
+      if run["variant"] == variant:
+        curve = run["heads"][head]["curve"]
+        axes.plot(curve["step"], [100 * value for value in curve["top1"]], marker=".", **line)
+    handles.append(Line2D([], [], label=name, **line))
+  plain_axes(axes, grid="y")
+  axes.set_xlabel("step", color=GREY, fontsize=9)
+  axes.set_ylabel("test top-1, %", color=GREY, fontsize=9)
+  axes.set_title(f"{_title(results)}: a line a seed", **_TITLE)
+  axes.legend(handles=handles, ncols=4, **_LEGEND)
+  save(canvas, path)
+
+
+def draw_finished(results: dict[str, Any], path: pathlib.Path) -> None:
   """Writes a PNG: top-1 by run, a point a seed, the mean as a bar."""
   figure, canvas = plot_figure(10, 4.5)
   axes = figure.add_subplot()
-  rows = rows_of(results)
+  rows = rows_of(results["runs"])
   for x, (_, variant, head) in enumerate(rows):
     found, colour = of_row(results, variant, head), HEADS[head][1]
     for offset, kind, fill in ((-0.12, "last", colour), (0.12, "best", "white")):
@@ -131,17 +210,19 @@ def draw(results: dict[str, Any], path: pathlib.Path) -> None:
   axes.set_xlim(-0.5, len(rows) - 0.5)
   plain_axes(axes, grid="y")
   axes.set_ylabel("test top-1, %", color=GREY, fontsize=9)
-  title = f"CIFAR-100, {results['backbone']}, {results['epochs']:g} epochs: a point a seed"
-  axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=24)
+  axes.set_title(f"{_title(results)}: a point a seed", **_TITLE)
   marks = [(f"{name} output", colour, colour) for name, colour in HEADS.values()]
   marks += [("last epoch", GREY, GREY), ("best epoch", GREY, "white")]
   handles = [
     Line2D([], [], marker="o", linestyle="", color=edge, markerfacecolor=fill, label=name)
     for name, edge, fill in marks
   ]
-  place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 0.99), "borderaxespad": 0.2}
-  axes.legend(handles=handles, ncols=4, frameon=False, fontsize=9, labelcolor=INK, **place)
+  axes.legend(handles=handles, ncols=4, **_LEGEND)
   save(canvas, path)
+
+
+def _title(results: dict[str, Any]) -> str:
+  return f"CIFAR-100, {results['backbone']}, {results['epochs']:g} epochs"
 
 
 def wrapped(name: str) -> str:

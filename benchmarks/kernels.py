@@ -5,8 +5,9 @@
 
 After a warm-up some steps of each variant run under `jax.profiler`. The table adds up what the
 device was busy with, by kind of kernel, and says for how long it had nothing to do; the JSON has
-all kernels, with the instruction of the program that each belongs to. `--keep=DIR` leaves there the
-programs' text and the traces, for TensorBoard and Perfetto. Variants and images are step.py's.
+those that take a thousandth or more, with the instruction of the program that each belongs to.
+`--keep=DIR` leaves there the programs' text and the traces, for TensorBoard and Perfetto. Variants
+and images are step.py's.
 
 `--option NAME=VALUE` is told to the compiler: kernels in command buffers do not say to which
 instruction they belong, and with `xla_gpu_enable_command_buffer=` there are none.
@@ -41,6 +42,7 @@ KINDS = {
   "sort": "sort",
   "elementwise": "fusion",
 }
+_LEAST_SHARE = 1e-3  # of the time, of a kernel that is listed
 _WARM_UP_STEPS = 3
 
 
@@ -136,6 +138,7 @@ def summary(kernels: Sequence[Kernel], steps: int, operations: Mapping[str, str]
     for group in (totals[kernel.name, kernel.instruction], kinds[kind(kernel)]):
       group[0] += kernel.end - kernel.start
       group[1] += 1
+  least = _LEAST_SHARE * sum(seconds for seconds, _ in kinds.values())
   span = max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)
 
   def numbers(group: list) -> dict[str, float]:
@@ -153,6 +156,7 @@ def summary(kernels: Sequence[Kernel], steps: int, operations: Mapping[str, str]
         **numbers(group),
       }
       for (name, instruction), group in _longest_first(totals)
+      if group[0] >= least
     ],
   }
 

@@ -11,6 +11,7 @@ import pytest
 from saol_jax import compiler
 from saol_jax.compiler import (
   compiler_options,
+  few_channels_are_slow,
   kernel_gradients_in_order,
   loops_are_slow,
   quick_compilation,
@@ -28,6 +29,12 @@ def test_deterministic_mode_is_asked_of_gpus_alone():
   assert asked("gpu", deterministic=True) == {"xla_gpu_deterministic_ops": True}
   assert asked("gpu", deterministic=False) == asked("tpu", deterministic=True) == {}
   assert asked("cpu", deterministic=True) == asked("cpu", deterministic=False)
+
+
+def test_images_are_read_pixel_by_pixel_but_on_gpus():
+  for platform, slow in {"cpu": False, "tpu": False, "cuda": True, "gpu": True}.items():
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    assert few_channels_are_slow(mesh) == slow
 
 
 def test_gradients_are_put_in_order_for_gpus_alone_and_stay_what_they_are():

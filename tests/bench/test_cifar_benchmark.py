@@ -39,7 +39,7 @@ while left:
 
 def train(tmp_path, todo, *, seconds=600.0, jobs=1, stop=None):
   """Runs with the child above; returns what finished, what failed, and the most at once."""
-  finished, started, most = [], [], [0]
+  finished, stopped, started, most = [], [], [], [0]
 
   def start(run):
     path = tmp_path / str(run)
@@ -56,12 +56,14 @@ def train(tmp_path, todo, *, seconds=600.0, jobs=1, stop=None):
     todo,
     start=start,
     finish=finished.append,
+    interrupt=stopped.append,
     deadline=time.monotonic() + seconds,
     jobs=jobs,
     stop=stop or argparse.Namespace(requested=False),
   )
   assert all(process.poll() is not None for process in started)
   assert finished == trained
+  assert not set(stopped) & set(trained + failed)
   return trained, failed, most[0]
 
 
@@ -199,6 +201,47 @@ def test_results_are_added_to_one_file_and_other_settings_are_refused(tmp_path):
   path.write_text("[1]")
   with pytest.raises(UserError, match="is no results file"):
     cifar_results.load(path, SETTINGS)
+
+
+def test_of_a_stopped_run_its_evaluations_are_kept_until_it_is_finished(tmp_path):
+  path, workdir = tmp_path / "results.json", tmp_path / "run"
+  workdir.mkdir()
+  (workdir / "calls.jsonl").write_text("{}\n")
+  assert cifar_results.collect_stopped("gap", 0, workdir) is None
+  lines = [{"step": 10 * i, "eval/gap_top1": i / 10, "eval/gap_nll": 1 / i} for i in (1, 2)]
+  log = "".join(json.dumps(line | {"time/elapsed_seconds": 3.0}) + "\n" for line in lines)
+  (workdir / "metrics.jsonl").write_text(log)
+  found = cifar_results.collect_stopped("gap", 0, workdir)
+  assert found["heads"] == {
+    "gap": {"curve": {"step": [10, 20], "top1": [0.1, 0.2], "nll": [1, 0.5]}}
+  }
+  for run in (found, found | {"seed": 1}, found | {"steps": 21}):  # the last in place of the first
+    cifar_results.append_stopped(path, SETTINGS, run)
+  stopped = cifar_results.load(path, SETTINGS)["stopped"]
+  assert [(run["seed"], run["steps"]) for run in stopped] == [(1, 20), (0, 21)]
+  cifar_results.append(path, SETTINGS, one_run("gap", 0, None, 0.5))
+  assert [run["seed"] for run in cifar_results.load(path, SETTINGS)["stopped"]] == [1]
+
+
+def test_stopped_runs_are_compared_at_a_step_that_all_have_and_by_the_same_seeds(tmp_path):
+  def run(variant, seed, top1):
+    steps = [100 * (i + 1) for i in range(len(top1))]
+    curve = {"step": steps, "top1": top1, "nll": [1.0] * len(top1)}
+    heads = ("gap",) if variant == "gap_cutmix" else ("saol", "gap")
+    return {"variant": variant, "seed": seed, "heads": {head: {"curve": curve} for head in heads}}
+
+  runs = [run("gap_cutmix", 0, [0.1, 0.2, 0.3]), run("gap_cutmix", 1, [0.2, 0.4])]
+  runs += [run("saol", 0, [0.5, 0.6]), run("saol", 1, [0.7])]
+  assert cifar_report.reached(runs) == (200, {0})
+  assert cifar_report.reached([*runs[:1], runs[3]]) == (None, set())
+  results = SETTINGS | {"runs": [], "stopped": runs}
+  header, _, first, second, third = cifar_report.table(results).splitlines()
+  assert "top-1 %, step 200" in header
+  assert first.split("|")[1:4] == [" (b) GAP-FC + CutMix    ", "     1 ", "             20.00 "]
+  assert "60.00" in second
+  assert "60.00" in third
+  cifar_report.draw(results, tmp_path / "plot.png")
+  assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
 def test_table_and_plot_show_each_output_over_seeds(tmp_path):
