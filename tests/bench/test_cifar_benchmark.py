@@ -169,6 +169,7 @@ def test_a_finished_run_is_recorded_with_its_last_and_its_best_epoch(tmp_path):
   assert (gap["best"]["epoch"], gap["best"]["top1"]) == (10.0, 0.45)
   assert gap["curve"] == {
     "epoch": [5.0, 7.5, 10.0],
+    "step": [200, 300, 400],
     "top1": [0.3, 0.4, 0.45],
     "nll": [0.7, 0.6, 0.55],
   }
