@@ -41,14 +41,16 @@ class Measurement(NamedTuple):
 
 MEASUREMENTS = {
   "step_resnet50": Measurement(f"step.py {_IMAGENET} {_RECIPE}", 300),
+  "step_torch_resnet50": Measurement(
+    f"step_torch.py --torch_python={shlex.quote(sys.executable)} "
+    f"--variants 'compile, channels_last' {_IMAGENET}",
+    300,
+  ),
   "step_resnet50_deterministic": Measurement(f"step.py --deterministic {_IMAGENET} {_RECIPE}", 300),
   "resume_deterministic": Measurement(
     "fault_injection.py --faults=4 --set deterministic=True "
     "--kinds 'SIGTERM at any moment' 'kill -9 at any moment'",
     240,
-  ),
-  "step_torch_resnet50": Measurement(
-    f"step_torch.py --torch_python={shlex.quote(sys.executable)} {_IMAGENET}", 240
   ),
   "step_wrn_28_10": Measurement(f"step.py {_CIFAR}", 240),
   "step_parts_resnet50": Measurement(f"step_parts.py {_IMAGENET} {_RECIPE}", 240),
