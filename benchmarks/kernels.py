@@ -170,7 +170,7 @@ def kind(kernel: Kernel) -> str:
 
 
 def table(found: Mapping[str, Any]) -> str:
-  """Markdown: the kinds, and the kernels that take most."""
+  """Markdown: the kinds of kernels, and what the device waits."""
   total = found["seconds"]
   idle = {"seconds": found["idle_seconds"], "number": 0}
   rows = [

@@ -1,10 +1,13 @@
 """kernels.py: what it makes of a device's trace. The trace itself needs a GPU."""
 
+import sys
+
 import jax
 import pytest
 
 from benchmarks import kernels
 from benchmarks.kernels import Kernel
+from saol_jax.errors import UserError
 from tests.support import table_rows
 
 TRACED = [  # two steps, in nanoseconds; the second kernel overlaps the first
@@ -41,3 +44,15 @@ def test_operations_of_a_compiled_program_are_found():
   program = jax.jit(lambda x: jax.numpy.sin(x) @ x).lower(jax.numpy.ones((9, 9))).compile()
   found = kernels.instructions(program.as_text())
   assert any(operation.endswith("dot_general") for operation in found.values())
+
+
+def test_without_a_gpu_it_says_so_and_keeps_what_it_was_asked_to(tmp_path, monkeypatch):
+  output, kept = tmp_path / "kernels.json", tmp_path / "kept"
+  arguments = [f"--output={output}", f"--keep={kept}", "--variants=gap", "--batch_size=8"]
+  sizes = ["--image_size=16", "--num_classes=3", "--steps=1", "--set", "model.norm_group=2"]
+  monkeypatch.setattr(sys, "argv", ["kernels.py", *arguments, *sizes])
+  with pytest.raises(UserError, match="the trace shows no kernel of cpu: this script is for GPUs"):
+    kernels.main()
+  assert not output.exists()
+  assert "ENTRY" in (kept / "gap.hlo.txt").read_text()
+  assert (kept / "gap.xplane.pb").stat().st_size
