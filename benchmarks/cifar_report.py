@@ -34,6 +34,8 @@ ROWS = (
   ("(g) + L_SD: its GAP-FC", "saol", "gap"),
   ("(f), half of L_SS2: SAOL", "saol_half_ss2", "saol"),
   ("(g), half of L_SS2: its GAP-FC", "saol_half_ss2", "gap"),
+  ("(f), L_SS2 by running norms: SAOL", "saol_running_ss2", "saol"),
+  ("(g), L_SS2 by running norms: its GAP-FC", "saol_running_ss2", "gap"),
 )
 
 _STYLES = {"saol": "-", "gap_cutmix": "--"}  # of lines

@@ -129,6 +129,7 @@ def test_each_variant_is_a_config_that_trains_one_loss_more(variant):
     "saol_ss2": ["spatial", "mask", "consistency"],
     "saol": ["spatial", "mask", "consistency", "distillation"],
     "saol_half_ss2": ["spatial", "mask", "consistency", "distillation"],
+    "saol_running_ss2": ["spatial", "mask", "consistency", "distillation"],
   }
   assert list(loss_weights(config)) == expected[variant]
   assert (config.cutmix.prob == 0) == (variant == "gap")
