@@ -163,7 +163,7 @@ class Bench:
       # The run keeps it: the next start finds what the killed one has written.
       self._cache = pathlib.Path(tempfile.mkdtemp(prefix="cache_", dir=self._folder))
     environment = os.environ | {
-      "PYTHONPATH": str(record.ROOT),
+      "PYTHONPATH": os.pathsep.join(filter(None, (str(record.ROOT), os.getenv("PYTHONPATH")))),
       "PYTHONUNBUFFERED": "1",
       "JAX_COMPILATION_CACHE_DIR": str(self._cache),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
