@@ -47,7 +47,6 @@ VARIANTS = {
   "saol_ss2": {"loss.distillation_weight": 0.0},
   "saol": {},
   "saol_half_ss2": {"loss.consistency_every": 2},
-  "saol_running_ss2": {"loss.consistency_norm": "running"},
 }
 
 _LEAST_SECONDS = 45.0  # a run is not started with less time left

@@ -34,8 +34,6 @@ ROWS = (
   ("(g) + L_SD: its GAP-FC", "saol", "gap"),
   ("(f), half of L_SS2: SAOL", "saol_half_ss2", "saol"),
   ("(g), half of L_SS2: its GAP-FC", "saol_half_ss2", "gap"),
-  ("(f), L_SS2 by running norms: SAOL", "saol_running_ss2", "saol"),
-  ("(g), L_SS2 by running norms: its GAP-FC", "saol_running_ss2", "gap"),
 )
 
 _STYLES = {"saol": "-", "gap_cutmix": "--"}  # of lines
@@ -95,13 +93,19 @@ def of_row(results: dict[str, Any], variant: str, head: str) -> list[dict[str, A
 
 
 def table(results: dict[str, Any]) -> str:
-  """Markdown: the finished runs; and where some were stopped, all at the step they reached."""
+  """Markdown: the finished runs; while a variant has none, also all at the step they reached."""
   parts = []
   if results["runs"]:
     parts.append(_finished(results))
-  if results.get("stopped"):
+  if _none_is_finished_of_some(results):
     parts.append(_stopped(results))
   return "\n\n".join(parts)
+
+
+def _none_is_finished_of_some(results: dict[str, Any]) -> bool:
+  """Whether a variant has stopped runs and no finished one, so that these are what there is."""
+  finished = {run["variant"] for run in results["runs"]}
+  return any(run["variant"] not in finished for run in results.get("stopped", ()))
 
 
 def _finished(results: dict[str, Any]) -> str:
@@ -170,8 +174,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes a PNG: of finished runs; of all evaluations so far where some were stopped."""
-  (draw_curves if results.get("stopped") else draw_finished)(results, path)
+  """Writes a PNG: of finished runs; while a variant has none, of all evaluations so far."""
+  (draw_curves if _none_is_finished_of_some(results) else draw_finished)(results, path)
 
 
 def draw_curves(results: dict[str, Any], path: pathlib.Path) -> None:
@@ -191,7 +195,7 @@ def draw_curves(results: dict[str, Any], path: pathlib.Path) -> None:
   axes.set_xlabel("step", color=GREY, fontsize=9)
   axes.set_ylabel("test top-1, %", color=GREY, fontsize=9)
   axes.set_title(f"{_title(results)}: a line a seed", **_TITLE)
-  axes.legend(handles=handles, ncols=4, **_LEGEND)
+  axes.legend(handles=handles, ncols=len(handles), **_LEGEND)
   save(canvas, path)
 
 

@@ -34,15 +34,16 @@ def run(main: Callable[[], None]) -> None:
 def describe_run() -> dict[str, object]:
   """The command, commit, date, device and versions of this process, for JSON.
 
-  Call it at the start: the commit is that of the code that has just been imported. Outside a git
-  checkout it is what SAOL_COMMIT says, or None; `dirty` tells of changes to anything but the
-  results themselves.
+  Call it at the start: the commit is that of the code that has just been imported. Where git does
+  not know it, as in a copy of the files, SAOL_COMMIT names it. `dirty` tells of changes to anything
+  but the results themselves; None where nothing can be said.
   """
-  changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+  given = os.environ.get("SAOL_COMMIT")
+  changes = None if given else _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
   devices = jax.devices()
   return {
     "command": shlex.join(["python", *sys.orig_argv[1:]]),
-    "commit": _git("rev-parse", "HEAD") or os.environ.get("SAOL_COMMIT"),
+    "commit": given or _git("rev-parse", "HEAD"),
     "dirty": None if changes is None else bool(changes),
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "device": {

@@ -1,13 +1,13 @@
-"""Speed, memory and arithmetic of the training step: GAP-FC + CutMix, and four of SAOL.
+"""Speed, memory and arithmetic of the training step: GAP-FC + CutMix, and three of SAOL.
 
   python benchmarks/step.py                  # the demo's network: about two minutes on 2 CPU cores
   python benchmarks/step.py --backbone=resnet50 --image_size=224 --num_classes=1000 --batch_size=256
 
-SAOL comes without L_SS2, with it on half of the batch, with its unmixed pass normalised by running
-statistics, and as in the paper. The variants share backbone, batch, images and recipe. The recipe
-is the demo's (configs/digits_saol.py) for its network, resnet8, and that of `default_config()` for
-all others, with `--set`: ImageNet's recipe has `--set model.norm_group=32 data.crop_padding=0`.
-CutMix is on in each. The images are noise that lies on the device: no input pipeline is timed.
+SAOL comes without L_SS2, with it on half of the batch, and as in the paper. The variants share
+backbone, batch, images and recipe. The recipe is the demo's (configs/digits_saol.py) for its
+network, resnet8, and that of `default_config()` for all others, with `--set`: ImageNet's recipe has
+`--set model.norm_group=32 data.crop_padding=0`. CutMix is on in each. The images are noise that
+lies on the device: no input pipeline is timed.
 
 Time: after a warm-up the variants take turns, A B C A B C ..., each turn being some steps followed
 by a wait for the device, so that the drift of a shared machine hits all alike. Ratios are taken

@@ -19,7 +19,6 @@ VARIANTS = {
   "gap": ("GAP-FC + CutMix", {"model.head": "gap"}),
   "saol_without_ss2": ("SAOL without L_SS2", {"loss.consistency_weight": 0.0}),
   "saol_half_ss2": ("SAOL, L_SS2 on half", {"loss.consistency_every": 2}),
-  "saol_running_ss2": ("SAOL, L_SS2 by running statistics", {"loss.consistency_norm": "running"}),
   "saol": ("SAOL", {}),
 }
 

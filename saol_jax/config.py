@@ -56,7 +56,6 @@ def default_config() -> ml_collections.ConfigDict:
   loss.mask_weight = 1.0  # of L_SS1; 0 leaves the mask branch out
   loss.consistency_weight = 1.0  # of L_SS2; 0 leaves the unmixed forward pass out
   loss.consistency_every = 1  # 2: half of the batch for L_SS2, its batch norms included
-  loss.consistency_norm = "batch"  # of its unmixed pass: by its batch, or by the running statistics
   loss.distillation_weight = 1.0  # of L_SD; 0 leaves GAP-FC untrained
   loss.distillation_beta = 0.5  # weight of the label inside L_SD
   loss.concentration_weight = 0.0  # of a loss of ours that spreads the attention; 0: as the paper

@@ -12,7 +12,6 @@ from saol_jax.errors import UserError
 _SPLITS = ("train", "validation", "test")
 _CHOICES = {
   "dtype": ("float32", "bfloat16", "auto"),
-  "loss.consistency_norm": ("batch", "running"),
   "evaluate.checkpoint": ("latest", "best"),
   "evaluate.split": ("auto", "validation", "test"),
   "localize.split": ("auto", *_SPLITS),

@@ -112,16 +112,14 @@ def make_loss_fn(
   `prepare_batch`. The metrics are means over the batch: each loss unweighted, their weighted sum
   `loss`, and `top1`, the agreement of the main head with the heaviest label.
 
-  L_SS2's targets come from a second forward pass, over the unmixed images. Which mode the paper
-  means is open: `config.loss.consistency_norm` has "batch" for that of training, normalised by the
-  statistics of its own batch and with dropout where the network has any, and "running" for that of
-  evaluation, by the running statistics that the mixed batch has just moved, which is cheaper.
+  L_SS2's targets come from a second forward pass, over the unmixed images, in training mode too:
+  normalised by the statistics of its own batch, with dropout where the network has any. Which mode
+  the paper means is open; running statistics are cheaper, and cost accuracy, see docs/method.md.
   """
   weights = loss_weights(config)
   multipliers = Multipliers.parse(config.optimizer.multipliers)
   every, chunk = config.loss.consistency_every, examples_kept_together(config)
   thin = functools.partial(every_nth_chunk, n=every, chunk=chunk)
-  by_batch = config.loss.consistency_norm == "batch"
 
   def loss_fn(params, batch_stats, batch: Batch, key: jax.Array):
     key_mixed, key_unmixed = jax.random.split(key)
@@ -133,9 +131,9 @@ def make_loss_fn(
       unmixed = None
       if "consistency" in weights:
         # Fixed targets: no gradient, and these statistics are not kept.
-        fixed = jax.lax.stop_gradient(Variables(params, batch_stats))
+        fixed = jax.lax.stop_gradient(variables)
         images = thin(batch["image"])
-        unmixed = model.apply(fixed, images, train=by_batch, key=key_unmixed)[0].spatial
+        unmixed = model.apply(fixed, images, train=True, key=key_unmixed)[0].spatial
       mask = cutmix.box_mask(batch["box"], *batch["image"].shape[1:3])
       values = losses.saol_losses(
         output.spatial,

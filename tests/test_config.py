@@ -33,7 +33,6 @@ BAD = {
   "loss.mask_weight": [-1.0, NAN],
   "loss.consistency_weight": [-1.0, NAN],
   "loss.consistency_every": [0],
-  "loss.consistency_norm": ["group"],
   "loss.distillation_weight": [-1.0, NAN],
   "loss.distillation_beta": [-0.5, NAN],
   "loss.concentration_weight": [-0.1, NAN],

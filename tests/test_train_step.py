@@ -15,7 +15,6 @@ from saol_jax.data.augment import flip_and_crop, normalise
 from saol_jax.data.loader import Loader
 from saol_jax.experiment import Experiment
 from saol_jax.localization import has_area
-from saol_jax.model import Variables
 from saol_jax.preparation import prepare_batch
 from tests.support import assert_identical, leaves, mesh_of, tiny_config
 
@@ -212,32 +211,6 @@ def test_consistency_on_half_of_the_batch_is_that_of_every_other_norm_group():
   assert taken != pytest.approx(left, rel=1e-2)
   _, metrics = half.train_step(state, half.put(batch))
   assert float(metrics["consistency"]) == pytest.approx(taken, rel=1e-4)
-
-
-def test_consistency_by_running_statistics_is_that_of_the_network_as_evaluated():
-  """With the statistics after the mixed batch; the other losses, and what is kept, are the same."""
-  running, by_batch = experiment_on(1, loss__consistency_norm="running"), experiment_on(1)
-  batch = by_batch.put(Loader(running.train, 16, 0)[0])
-  state = jax.device_get(running.init())
-  keys = steps.step_keys(state.key, state.step)
-  prepared = prepare_batch(running.config, running.info, running.mesh, batch, *keys[:2])
-  apply = jax.jit(running.model.apply, static_argnames="train")
-  mixed, moved = apply(state.variables, prepared["mixed"], train=True)
-  unmixed, _ = apply(Variables(state.variables.params, moved), prepared["image"], train=False)
-  values = losses.consistency_loss(
-    mixed.spatial.spatial_log_probs,
-    cutmix.partner(unmixed.spatial.spatial_log_probs),
-    cutmix.reduce_mask(cutmix.box_mask(prepared["box"], 32, 32), (8, 8)),
-  )
-  new, metrics = running.train_step(running.init(), batch)
-  assert float(metrics["consistency"]) == pytest.approx(float(values.mean()), rel=1e-4)
-  other, metrics_by_batch = by_batch.train_step(by_batch.init(), batch)
-  assert float(metrics["consistency"]) != pytest.approx(
-    float(metrics_by_batch["consistency"]), rel=1e-2
-  )
-  for name in ("spatial", "mask", "distillation"):
-    assert float(metrics[name]) == pytest.approx(float(metrics_by_batch[name]), rel=1e-5)
-  assert_close(new.variables.batch_stats, other.variables.batch_stats, 1e-5)
 
 
 def test_no_random_key_is_used_twice_in_a_step(monkeypatch):
