@@ -1,6 +1,8 @@
 """What XLA is told when it compiles the programs of a run."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,6 +36,23 @@ def quick_compilation(mesh: Mesh) -> dict[str, int]:
   """
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   return {"xla_backend_optimization_level": 0} if on_cpu else {}
+
+
+@contextlib.contextmanager
+def quick_random_bits(mesh: Mesh) -> Iterator[None]:
+  """While such a program is made: on GPUs its random bits come from a kernel that JAX brings.
+
+  They are the same bits. As arithmetic of the program's own XLA fuses each draw with all that
+  follows, which for the parameters of a deep network takes it as long as to compile the training
+  step. The kernel wants its numbers in memory, so that it is not for a step.
+  """
+  name = "jax_threefry_gpu_kernel_lowering"
+  before = getattr(jax.config, name)
+  jax.config.update(name, before or _on_gpu(mesh))
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def loops_are_slow(mesh: Mesh) -> bool:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from saol_jax.backbones import is_built_in
 from saol_jax.backbones.stem import read_in_blocks
-from saol_jax.compiler import few_channels_are_slow
+from saol_jax.compiler import few_channels_are_slow, quick_random_bits
 from saol_jax.data import BadImages, Geometry, NoTestSplit, Reading, Source, load_source
 from saol_jax.distributed import data_mesh, put_batch, split_batch
 from saol_jax.errors import UserError
@@ -151,7 +151,8 @@ class Experiment:
 
   def init(self) -> TrainState:
     """The state of step 0, all of it random."""
-    return self._init(seed_data(self.config))
+    with quick_random_bits(self.mesh):
+      return self._init(seed_data(self.config))
 
   @property
   def my_part(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ from saol_jax.compiler import (
   kernel_gradients_in_order,
   loops_are_slow,
   quick_compilation,
+  quick_random_bits,
 )
 from tests.support import mesh_of
 
@@ -105,6 +106,20 @@ def test_quick_compilation_is_asked_of_cpus_alone_and_known_to_them():
   jax.jit(jax.random.normal, compiler_options=options).lower(jax.random.key(0)).compile()
   with pytest.raises(jax.errors.JaxRuntimeError):  # as it would be for one that is not
     jax.jit(lambda: 0, compiler_options={"xla_not_known": 0}).lower().compile()
+
+
+def test_first_parameters_are_drawn_by_a_kernel_on_gpus_alone():
+  """By what JAX would give the compiler for a GPU; afterwards all is as before."""
+
+  def program(platform: str) -> str:
+    mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    with quick_random_bits(mesh):
+      traced = jax.jit(jax.random.normal).trace(jax.random.key(0))
+      return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+  assert "threefry2x32_ffi" in program("gpu")
+  assert "threefry2x32_ffi" not in program("cpu")
+  assert not jax.config.jax_threefry_gpu_kernel_lowering
 
 
 @pytest.fixture
