@@ -88,12 +88,14 @@ def collect(variant: str, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
     "config": {name: new for name, (_, new) in changed.items()},
     "steps": last,
     "seconds": records[-1]["time/elapsed_seconds"],
-    "images_per_second": statistics.median(
-      line["time/images_per_second"] for line in records if "time/images_per_second" in line
-    ),
+    **{name: _median(records, f"time/{name}") for name in ("images_per_second", "data_wait_share")},
     "heads": {head: scores(head, epochs, evaluations) for head in _heads(evaluations)},
     "calls": _calls(workdir),
   }
+
+
+def _median(records: Sequence[dict[str, Any]], name: str) -> float:
+  return statistics.median(line[name] for line in records if name in line)
 
 
 def scores(

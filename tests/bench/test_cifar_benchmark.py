@@ -142,7 +142,10 @@ def write_workdir(folder):
   config.seed = 3
   config.data.data_dir = "/somewhere"
   (folder / "config.json").write_text(resolve(config).to_json())
-  lines = [{"step": 100 * (i + 1), "time/images_per_second": rate} for i, rate in enumerate((9, 5))]
+  lines = [
+    {"step": step, "time/images_per_second": rate, "time/data_wait_share": 1 / rate}
+    for step, rate in ((100, 8), (200, 4))
+  ]
   for i, (saol, gap) in enumerate(((0.5, 0.3), (0.7, 0.4), (0.6, 0.45))):
     evaluation = {"step": 100 * (i + 2), "time/elapsed_seconds": 10.0 * (i + 1)}
     for head, top1 in (("saol", saol), ("gap", gap)):
@@ -158,7 +161,8 @@ def test_a_finished_run_is_recorded_with_its_last_and_its_best_epoch(tmp_path):
   found = cifar_results.collect("saol", 3, tmp_path / "run")
   assert found["steps"] == 400
   assert found["seconds"] == 30.0
-  assert found["images_per_second"] == 7
+  assert found["images_per_second"] == 6
+  assert found["data_wait_share"] == 3 / 16
   assert found["config"]["seed"] == 3
   assert found["config"]["cutmix.prob"] == 0.5
   assert "data.data_dir" not in found["config"]
