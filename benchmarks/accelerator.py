@@ -27,6 +27,7 @@ from benchmarks.command_line import make_parser
 
 _DONE = "done"
 _TIMING = "--seconds=30 --rounds=10"
+_SMALL = "--backbone=wrn_40_2 --num_classes=100 --batch_size=128"  # which the host limits
 _CIFAR = f"--backbone=wrn_28_10 --num_classes=100 --batch_size=128 {_TIMING}"
 _IMAGENET = f"--backbone=resnet50 --image_size=224 --num_classes=1000 --batch_size=256 {_TIMING}"
 _RECIPE = "--set model.norm_group=32 data.crop_padding=0"  # ImageNet's, see step.py
@@ -40,20 +41,25 @@ class Measurement(NamedTuple):
 
 
 MEASUREMENTS = {
+  "step_wrn_28_10": Measurement(f"step.py {_CIFAR}", 240),
+  "step_parts_resnet50": Measurement(f"step_parts.py {_IMAGENET} {_RECIPE}", 240),
+  "kernels_wrn_40_2": Measurement(f"kernels.py {_SMALL} --variants gap saol", 120),
+  "kernels_wrn_40_2_without_command_buffers": Measurement(
+    f"kernels.py {_SMALL} --variants gap saol --option xla_gpu_enable_command_buffer=", 120
+  ),
+  "step_resnet50_deterministic": Measurement(f"step.py --deterministic {_IMAGENET} {_RECIPE}", 300),
+  # What has a result already.
   "step_resnet50": Measurement(f"step.py {_IMAGENET} {_RECIPE}", 300),
   "step_torch_resnet50": Measurement(
     f"step_torch.py --torch_python={shlex.quote(sys.executable)} "
     f"--variants 'compile, channels_last' {_IMAGENET}",
     300,
   ),
-  "step_resnet50_deterministic": Measurement(f"step.py --deterministic {_IMAGENET} {_RECIPE}", 300),
   "resume_deterministic": Measurement(
     "fault_injection.py --faults=4 --set deterministic=True "
     "--kinds 'SIGTERM at any moment' 'kill -9 at any moment'",
     240,
   ),
-  "step_wrn_28_10": Measurement(f"step.py {_CIFAR}", 240),
-  "step_parts_resnet50": Measurement(f"step_parts.py {_IMAGENET} {_RECIPE}", 240),
 }
 
 

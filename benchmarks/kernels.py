@@ -63,7 +63,7 @@ class Kernel(NamedTuple):
 
 def main() -> None:
   """Traces, prints the tables and writes the JSON."""
-  options = _parse()
+  options = parse()
   output, result = record.begin(options.output, f"kernels_{options.backbone}")
   images = synthetic_images(options)
   result["settings"] = {name: str(value) for name, value in vars(options).items()}
@@ -207,7 +207,8 @@ def _keep(folder: pathlib.Path, name: str, traced: pathlib.Path, program: str) -
   (folder / f"{name}.xplane.pb").write_bytes(path.read_bytes())
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+  """The command line."""
   parser = make_parser(__doc__)
   add_sizes(parser, backbone="resnet8", image_size=32, num_classes=10, dtype="auto")
   parser.add_argument("--batch_size", type=positive(int), default=64, help="over all devices")

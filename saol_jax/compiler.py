@@ -40,11 +40,11 @@ def quick_compilation(mesh: Mesh) -> dict[str, int]:
 
 @contextlib.contextmanager
 def quick_random_bits(mesh: Mesh) -> Iterator[None]:
-  """While such a program is made: on GPUs its random bits come from a kernel that JAX brings.
+  """While a program that runs once is made: on GPUs JAX's own kernel gives it its random bits.
 
-  They are the same bits. As arithmetic of the program's own XLA fuses each draw with all that
-  follows, which for the parameters of a deep network takes it as long as to compile the training
-  step. The kernel wants its numbers in memory, so that it is not for a step.
+  They are the same bits. Without it XLA fuses the arithmetic of each draw with all that follows,
+  which for the parameters of a deep network takes it as long as to compile the training step. The
+  kernel reads and writes memory, so that it is not for programs that run often.
   """
   name = "jax_threefry_gpu_kernel_lowering"
   before = getattr(jax.config, name)
