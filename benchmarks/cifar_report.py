@@ -97,13 +97,13 @@ def table(results: dict[str, Any]) -> str:
   parts = []
   if results["runs"]:
     parts.append(_finished(results))
-  if _none_is_finished_of_some(results):
+  if _some_variant_is_unfinished(results):
     parts.append(_stopped(results))
   return "\n\n".join(parts)
 
 
-def _none_is_finished_of_some(results: dict[str, Any]) -> bool:
-  """Whether a variant has stopped runs and no finished one, so that these are what there is."""
+def _some_variant_is_unfinished(results: dict[str, Any]) -> bool:
+  """Whether a variant has stopped runs alone, so that these are what there is to show."""
   finished = {run["variant"] for run in results["runs"]}
   return any(run["variant"] not in finished for run in results.get("stopped", ()))
 
@@ -175,7 +175,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def draw(results: dict[str, Any], path: pathlib.Path) -> None:
   """Writes a PNG: of finished runs; while a variant has none, of all evaluations so far."""
-  (draw_curves if _none_is_finished_of_some(results) else draw_finished)(results, path)
+  (draw_curves if _some_variant_is_unfinished(results) else draw_finished)(results, path)
 
 
 def draw_curves(results: dict[str, Any], path: pathlib.Path) -> None:
