@@ -92,3 +92,10 @@ def test_fields_are_set_as_on_the_command_line_of_main():
   assert config.deterministic is True
   assert config.data.mean == (0.5, 0.4, 0.3)
   assert (config.model.name, config.batch_size) == ("resnet8", 8)
+
+
+def test_a_commit_that_is_named_is_believed(monkeypatch):
+  """Git may know another one, on a machine that got a copy of the files."""
+  monkeypatch.setenv("SAOL_COMMIT", "that of the files")
+  found = record.describe_run()
+  assert (found["commit"], found["dirty"]) == ("that of the files", None)
