@@ -26,7 +26,8 @@ from saol_jax.errors import UserError
 
 _COLUMNS = 100  # images in a row of a mosaic
 _ROWS = 100
-_LABELS = "labels.json"
+_FACTS = "labels.json"
+_SPLITS = ("train", "test")
 
 
 def main() -> None:
@@ -35,10 +36,13 @@ def main() -> None:
   parser.add_argument("action", choices=["pack", "unpack"])
   parser.add_argument("source", type=pathlib.Path)
   parser.add_argument("target", type=pathlib.Path)
-  parser.add_argument("--name", choices=list(LAYOUTS), default="cifar100")
+  parser.add_argument("--name", choices=list(LAYOUTS), default="cifar100", help="to pack")
   options = parser.parse_args()
-  action = pack if options.action == "pack" else unpack
-  for path in action(options.name, options.source, options.target):
+  if options.action == "pack":
+    paths = pack(options.name, options.source, options.target)
+  else:
+    paths = unpack(options.source, options.target)
+  for path in paths:
     print(f"{path}: {path.stat().st_size:,} bytes", flush=True)
 
 
@@ -54,24 +58,23 @@ def pack(name: str, data_dir: pathlib.Path, folder: pathlib.Path) -> list[pathli
     The files.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  labels, paths = {}, [folder / _LABELS]
-  for split in LAYOUTS[name].splits:
-    source = load_source(name, split, data_dir=str(data_dir))
-    labels[split] = source.labels.tolist()
-    labels["class_names"] = list(source.info.class_names)
+  sources = {split: load_source(name, split, data_dir=str(data_dir)) for split in _SPLITS}
+  facts = {"name": name, "class_names": sources["train"].info.class_names}
+  facts["labels"] = {split: source.labels.tolist() for split, source in sources.items()}
+  paths = [folder / _FACTS]
+  paths[0].write_text(json.dumps(facts))
+  for split, source in sources.items():
     for start in range(0, len(source), _COLUMNS * _ROWS):
       paths.append(folder / f"{split}_{start}.webp")
       part = mosaic(source.images[start : start + _COLUMNS * _ROWS])
       Image.fromarray(part).save(paths[-1], lossless=True, method=4, quality=60)
-  paths[0].write_text(json.dumps(labels))
   return paths
 
 
-def unpack(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> list[pathlib.Path]:
+def unpack(folder: pathlib.Path, data_dir: pathlib.Path) -> list[pathlib.Path]:
   """Writes the published files of what is there.
 
   Args:
-    name: as it was packed.
     folder: with parts from `pack`, for each split the first ones.
     data_dir: to write to.
 
@@ -79,23 +82,21 @@ def unpack(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> list[path
     The files.
 
   Raises:
-    UserError: there are no labels, or parts are missing before others.
+    UserError: the labels or the first part of a split are missing, or a part before another one, or
+      one cannot be read.
   """
-  if not (folder / _LABELS).exists():
-    raise UserError(f"{folder} has no {_LABELS}; carry that file along with the parts")
-  labels = json.loads((folder / _LABELS).read_text())
-  target = data_dir / LAYOUTS[name].folder
-  for split in LAYOUTS[name].splits:
-    images = [np.empty((0, 32, 32, 3), np.uint8)]
-    for path in sorted(folder.glob(f"{split}_*.webp"), key=_start):
-      if _start(path) != sum(map(len, images)):
-        raise UserError(f"{folder} lacks {split}_{sum(map(len, images))}.webp, and has {path.name}")
-      left = len(labels[split]) - _start(path)
-      with Image.open(path) as picture:
-        images.append(images_of(np.asarray(picture.convert("RGB")))[:left])
-    found = np.concatenate(images)
-    arrays = Arrays(found, np.array(labels[split][: len(found)], np.int32), labels["class_names"])
-    write(name, split, arrays, target)
+  if not (folder / _FACTS).exists():
+    raise UserError(f"{folder} has no {_FACTS}; carry that file along with the parts")
+  facts = json.loads((folder / _FACTS).read_text())
+  target = data_dir / LAYOUTS[facts["name"]].folder
+  for split, labels in facts["labels"].items():
+    images, paths = [], sorted(folder.glob(f"{split}_*.webp"), key=_start)
+    for path in paths or [folder / f"{split}_0.webp"]:
+      if _start(path) != len(images):
+        raise UserError(f"{folder} lacks {split}_{len(images)}.webp, and has {path.name}")
+      images += [*_images_in(path)][: len(labels) - len(images)]
+    found = np.array(labels[: len(images)], np.int32)
+    write(facts["name"], split, Arrays(np.array(images), found, facts["class_names"]), target)
   return sorted(target.iterdir())
 
 
@@ -109,10 +110,15 @@ def mosaic(images: np.ndarray) -> np.ndarray:
   return grid.reshape(rows * height, _COLUMNS * width, 3)
 
 
-def images_of(picture: np.ndarray) -> np.ndarray:
-  """The images of a mosaic, (N, side, side, 3), black ones at its end included."""
-  side = picture.shape[1] // _COLUMNS
-  grid = picture.reshape(-1, side, _COLUMNS, side, 3).transpose(0, 2, 1, 3, 4)
+def _images_in(path: pathlib.Path) -> np.ndarray:
+  """The images of a part, (N, side, side, 3), black ones at its end included."""
+  try:
+    with Image.open(path) as picture:
+      pixels = np.asarray(picture.convert("RGB"))
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error}); carry it again") from error
+  side = pixels.shape[1] // _COLUMNS
+  grid = pixels.reshape(-1, side, _COLUMNS, side, 3).transpose(0, 2, 1, 3, 4)
   return grid.reshape(-1, side, side, 3)
 
 

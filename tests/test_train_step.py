@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saol_jax import cutmix, distributed, losses
+from saol_jax import compiler, cutmix, distributed, losses
 from saol_jax import train_step as steps
 from saol_jax.config import resolve
 from saol_jax.data.augment import flip_and_crop, normalise
@@ -155,6 +155,15 @@ def test_first_step_is_the_paper_written_out():
   # The mixed batch alone moved the running statistics.
   assert_close(new_state.variables.batch_stats, batch_stats, 1e-4)
   assert all(np.any(old_stats[k] != v) for k, v in leaves(batch_stats).items())
+
+
+def test_first_parameters_are_made_with_quick_random_bits(monkeypatch):
+  experiment, seen = experiment_on(1), []
+  name = "jax_threefry_gpu_kernel_lowering"
+  monkeypatch.setattr(compiler, "_on_gpu", lambda mesh: True)
+  monkeypatch.setattr(experiment, "_init", lambda seed: seen.append(getattr(jax.config, name)))
+  experiment.init()
+  assert (seen, getattr(jax.config, name)) == ([True], False)
 
 
 def test_the_old_state_is_given_up_for_the_new_one():

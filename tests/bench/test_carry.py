@@ -34,7 +34,7 @@ def test_what_is_unpacked_is_what_was_packed(published, tmp_path, monkeypatch):
   paths = carry.pack("cifar10", data_dir, tmp_path / "parts")
   names = ["labels.json", "train_0.webp", "train_200.webp", "train_400.webp", "test_0.webp"]
   assert [path.name for path in paths] == names
-  files = carry.unpack("cifar10", tmp_path / "parts", tmp_path / "there")
+  files = carry.unpack(tmp_path / "parts", tmp_path / "there")
   assert {path.name for path in files} == {path.name for path in data_dir.glob("*/*")}
   for split in ("train", "test"):
     found = cifar_files.read("cifar10", split, tmp_path / "there" / "cifar-10-batches-py")
@@ -47,13 +47,22 @@ def test_the_first_parts_can_be_unpacked_alone_and_others_not(published, tmp_pat
   folder = tmp_path / "parts"
   *_, last_of_train, _ = carry.pack("cifar10", published[0], folder)
   last_of_train.unlink()
-  carry.unpack("cifar10", folder, tmp_path / "there")
+  carry.unpack(folder, tmp_path / "there")
   found = cifar_files.read("cifar10", "train", tmp_path / "there" / "cifar-10-batches-py")
   assert len(found.images) == 400
   assert by_content(found) <= by_content(published[1]["train"])
+  there = folder / "train_200.webp"
+  content = there.read_bytes()
+  there.write_bytes(content[:-9])
+  with pytest.raises(UserError, match=r"train_200\.webp cannot be read .*; carry it again"):
+    carry.unpack(folder, tmp_path / "there")
+  there.write_bytes(content)
   (folder / "train_0.webp").unlink()
   with pytest.raises(UserError, match=r"lacks train_0\.webp, and has train_200\.webp"):
-    carry.unpack("cifar10", folder, tmp_path / "there")
+    carry.unpack(folder, tmp_path / "there")
+  there.unlink()
+  with pytest.raises(UserError, match=r"train_0\.webp cannot be read"):
+    carry.unpack(folder, tmp_path / "there")
   (folder / "labels.json").unlink()
   with pytest.raises(UserError, match=r"no labels\.json; carry that file"):
-    carry.unpack("cifar10", folder, tmp_path / "there")
+    carry.unpack(folder, tmp_path / "there")
